@@ -1,0 +1,87 @@
+// Argument checks shared by the operators. Every message names the argument, what it was and what
+// it must be. They guard against wrong calls of torch.ops.mmfast.*; the Python functions explain
+// the same mistakes at more length.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <sstream>
+#include <string>
+#include <vector>
+
+namespace mmfast {
+
+inline std::string shape_string(const std::vector<int64_t>& sizes) {
+  std::ostringstream out;
+  out << "(";
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    out << (d ? ", " : "") << sizes[d];
+  }
+  out << (sizes.size() == 1 ? ",)" : ")");
+  return out.str();
+}
+
+inline std::vector<int64_t> sizes_of(const torch::stable::Tensor& t) {
+  const auto sizes = t.sizes();
+  return std::vector<int64_t>(sizes.begin(), sizes.end());
+}
+
+inline std::string shape_string(const torch::stable::Tensor& t) {
+  return shape_string(sizes_of(t));
+}
+
+inline void check_shape(const torch::stable::Tensor& t, const std::string& name,
+                        const std::vector<int64_t>& shape) {
+  STD_TORCH_CHECK(sizes_of(t) == shape, name, " has shape ", shape_string(t), "; it must be ",
+                  shape_string(shape));
+}
+
+inline void check_floating(const torch::stable::Tensor& t, const std::string& name) {
+  using torch::headeronly::ScalarType;
+  const ScalarType dtype = t.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double ||
+                      dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
+                  name, " has dtype ", torch::headeronly::toString(dtype),
+                  "; it must be float32, float64, bfloat16 or float16");
+}
+
+// `t` lives where `reference` does, with the same dtype, dense.
+inline void check_alike(const torch::stable::Tensor& t, const std::string& name,
+                        const torch::stable::Tensor& reference, const char* reference_name) {
+  STD_TORCH_CHECK(t.scalar_type() == reference.scalar_type(), name, " has dtype ",
+                  torch::headeronly::toString(t.scalar_type()), " but ", reference_name, " has ",
+                  torch::headeronly::toString(reference.scalar_type()), "; they must be equal");
+  int32_t type = 0;
+  int32_t reference_type = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(reference.get(), &reference_type));
+  STD_TORCH_CHECK(
+      type == reference_type && t.get_device_index() == reference.get_device_index(), name,
+      " is on another device than ", reference_name, "; they must be on the same one");
+}
+
+// The shape that the shapes broadcast to, by the rules of numpy and PyTorch.
+inline std::vector<int64_t> broadcast_shape(const std::vector<std::vector<int64_t>>& shapes) {
+  std::vector<int64_t> result;
+  for (size_t i = 0; i < shapes.size(); ++i) {
+    const auto& shape = shapes[i];
+    if (shape.size() > result.size()) {
+      result.insert(result.begin(), shape.size() - result.size(), 1);
+    }
+    const size_t lead = result.size() - shape.size();
+    for (size_t d = 0; d < shape.size(); ++d) {
+      int64_t& size = result[lead + d];
+      STD_TORCH_CHECK(shape[d] == size || shape[d] == 1 || size == 1, "inputs[", i,
+                      "] has batch shape ", shape_string(shape),
+                      ", which does not broadcast with that of the inputs before it, ",
+                      shape_string(result));
+      size = shape[d] == 1 ? size : shape[d];
+    }
+  }
+  return result;
+}
+
+}  // namespace mmfast

@@ -1,0 +1,83 @@
+// concat_linear on any device: its arguments, checked once.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "activation.h"
+#include "checks.h"
+
+namespace mmfast {
+
+using torch::stable::Tensor;
+
+struct ConcatLinearShape {
+  std::vector<int64_t> batch;    // the inputs' batch shapes, broadcast together
+  std::vector<int64_t> offsets;  // first weight column of each input
+  int64_t rows = 1;              // product of batch
+  int64_t cols = 0;              // N, rows of the weight
+  int64_t width = 0;             // sum of K_i, columns of the weight
+
+  std::vector<int64_t> output_sizes() const {
+    std::vector<int64_t> sizes = batch;
+    sizes.push_back(cols);
+    return sizes;
+  }
+};
+
+inline ConcatLinearShape check_concat_linear(const std::vector<Tensor>& inputs,
+                                             const Tensor& weight) {
+  STD_TORCH_CHECK(!inputs.empty(), "inputs is empty; it must hold at least one tensor");
+  STD_TORCH_CHECK(weight.dim() == 2, "weight has shape ", shape_string(weight),
+                  "; it must be 2-d, (out_features, sum of the inputs' last sizes)");
+  check_floating(weight, "weight");
+  ConcatLinearShape shape;
+  shape.cols = weight.size(0);
+  std::vector<std::vector<int64_t>> batches;
+  batches.reserve(inputs.size());
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    auto sizes = sizes_of(inputs[i]);
+    if (sizes.empty() || inputs[i].scalar_type() != weight.scalar_type() ||
+        inputs[i].get_device_index() != weight.get_device_index()) {
+      const std::string name = "inputs[" + std::to_string(i) + "]";
+      STD_TORCH_CHECK(!sizes.empty(), name, " is 0-d; it must be (*batch, features)");
+      check_alike(inputs[i], name, weight, "weight");
+    }
+    shape.offsets.push_back(shape.width);
+    shape.width += sizes.back();
+    sizes.pop_back();
+    batches.push_back(std::move(sizes));
+  }
+  STD_TORCH_CHECK(shape.width == weight.size(1), "weight has ", weight.size(1),
+                  " columns but the inputs' last sizes add up to ", shape.width,
+                  "; they must be equal");
+  shape.batch = broadcast_shape(batches);
+  for (int64_t size : shape.batch) {
+    shape.rows *= size;
+  }
+  return shape;
+}
+
+inline void check_bias(const std::optional<Tensor>& bias, const Tensor& weight) {
+  if (bias) {
+    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == weight.size(0), "bias has shape ",
+                    shape_string(*bias), "; it must be (", weight.size(0), ",), a value per row ",
+                    "of weight");
+    check_alike(*bias, "bias", weight, "weight");
+  }
+}
+
+inline Activation check_activation(const std::string& name) {
+  const Activation activation = parse_activation(name.c_str());
+  STD_TORCH_CHECK(activation != Activation::unknown, "activation is '", name,
+                  "'; it must be none, relu, gelu, gelu_tanh, silu, tanh or sigmoid");
+  return activation;
+}
+
+}  // namespace mmfast

@@ -1,0 +1,106 @@
+// What passes between concat_linear's entry, its plan and its kernels on the CPU.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "../activation.h"
+#include "row_map.h"
+
+namespace mmfast {
+
+// How the products of a problem are formed.
+enum class Method {
+  empty,   // nothing to multiply
+  tiny,    // own loop over rows: cheaper than one library call
+  blocks,  // library products, one per group of neighbouring inputs
+};
+
+// Neighbouring inputs multiplied together. A group of several is gathered, a block of rows at a
+// time, into scratch; a group of one is multiplied in place.
+struct Group {
+  int64_t first;
+  int64_t last;  // one past the end
+  int64_t width;
+  int64_t block_rows;  // 0 unless gathered
+};
+
+struct Plan {
+  Method method = Method::empty;
+  std::vector<Group> groups;
+  std::string why;
+};
+
+// For inputs that have features (widths above 0). `distinct_rows[i]`: how many different rows input
+// i has, out of `rows`; `element_size`: bytes of one element.
+Plan plan_concat_linear(const std::vector<int64_t>& widths,
+                        const std::vector<int64_t>& distinct_rows, int64_t rows, int64_t cols,
+                        int64_t element_size);
+
+// Kernel arguments. Pointers are to the element type unless said otherwise; rows are contiguous
+// and `cols` long unless a stride is given.
+
+struct FinishArgs {
+  void* out;
+  void* preactivation;        // or null
+  const void* bias;           // or null
+  const void* const* addends;  // one row per distinct row of a broadcast input
+  RowMap addend_rows;
+  int64_t cols;
+  bool has_product;  // out already holds a product to add to
+  Activation activation;
+};
+
+struct ActivationBackwardArgs {
+  void* out;
+  const void* grad;
+  const void* saved;  // or null: a plain copy
+  RowMap grad_rows;   // one source, strides in elements
+  int64_t grad_col_stride;
+  int64_t cols;
+  Activation activation;
+};
+
+struct SumRowsArgs {
+  void* out;      // [kept rows][cols]
+  void* partial;  // [kept rows][chunks][cols], in the accumulator's type
+  const void* x;
+  int64_t row_stride;
+  RowMap kept;    // one source: rows of x that start each kept row
+  RowMap summed;  // one source: rows of x to be added, relative to that start
+  int64_t count;  // rows summed into each kept row
+  int64_t chunks;
+  int64_t cols;
+};
+
+struct TinySource {
+  const void* data;
+  void* grad;  // or null
+  int64_t width;
+  int64_t offset;
+  int64_t row_stride;
+  int64_t grad_rows;
+};
+
+struct TinyArgs {
+  const TinySource* sources;
+  RowMap rows;             // of the inputs' data
+  RowMap grad_input_rows;  // of the inputs' gradients
+  void* scratch;           // see tiny_scratch_elements
+  void* out;
+  void* preactivation;  // or null
+  const void* weight;
+  const void* bias;  // or null
+  const void* grad;  // before the activation
+  void* grad_weight;  // or null
+  void* grad_bias;    // or null
+  bool any_grad_input;
+  int64_t weight_stride;
+  int64_t count;
+  int64_t cols;
+  int64_t width;
+  Activation activation;
+};
+
+}  // namespace mmfast

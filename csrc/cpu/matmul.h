@@ -1,0 +1,91 @@
+// Library matrix products on plain pointers, through libtorch's C shims: MKL or oneDNN, whatever
+// this build of torch uses.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <vector>
+
+namespace mmfast {
+
+// A strided matrix that borrows its memory.
+struct Matrix {
+  void* data;
+  int64_t rows;
+  int64_t cols;
+  int64_t row_stride;
+  int64_t col_stride = 1;
+
+  Matrix transposed() const { return Matrix{data, cols, rows, col_stride, row_stride}; }
+};
+
+inline int32_t dtype_of(const torch::stable::Tensor& t) {
+  int32_t dtype = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &dtype));
+  return dtype;
+}
+
+inline torch::stable::Tensor empty_cpu(const std::vector<int64_t>& sizes, int32_t dtype) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t d = sizes.size(); d-- > 1;) {
+    strides[d - 1] = strides[d] * (sizes[d] > 1 ? sizes[d] : 1);
+  }
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                  strides.data(), dtype,
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
+  return torch::stable::Tensor(handle);
+}
+
+// A tensor over memory that somebody else keeps; it knows nothing of autograd.
+inline torch::stable::Tensor borrow(void* data, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                                    torch::headeronly::IntHeaderOnlyArrayRef strides,
+                                    int32_t dtype) {
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
+      data, static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0, dtype,
+      aoti_torch_device_type_cpu(), 0, &handle));
+  return torch::stable::Tensor(handle);
+}
+
+// The copy, where one is needed, is of borrowed memory: autograd must not see it.
+inline torch::stable::Tensor contiguous_cpu(const torch::stable::Tensor& t) {
+  return t.is_contiguous()
+             ? t
+             : torch::stable::contiguous(borrow(const_cast<void*>(t.const_data_ptr()), t.sizes(),
+                                                t.strides(), dtype_of(t)));
+}
+
+inline torch::stable::Tensor as_tensor(const Matrix& m, int32_t dtype) {
+  const int64_t sizes[] = {m.rows, m.cols};
+  const int64_t strides[] = {m.row_stride, m.col_stride};
+  return borrow(m.data, {sizes, 2}, {strides, 2}, dtype);
+}
+
+// out = a b, or out += a b
+inline void matmul(const Matrix& out, const Matrix& a, const Matrix& b, int32_t dtype,
+                   bool accumulate = false) {
+  const auto o = as_tensor(out, dtype);
+  const auto x = as_tensor(a, dtype);
+  const auto y = as_tensor(b, dtype);
+  if (accumulate) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(o.get(), o.get(), x.get(), y.get(), 1.0, 1.0));
+  } else {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(o.get(), x.get(), y.get()));
+  }
+}
+
+// out = a b + row, the row broadcast over out's rows
+inline void matmul_add_row(const Matrix& out, const Matrix& a, const Matrix& b, const void* row,
+                           int32_t dtype) {
+  const auto o = as_tensor(out, dtype);
+  const auto x = as_tensor(a, dtype);
+  const auto y = as_tensor(b, dtype);
+  const auto r = as_tensor(Matrix{const_cast<void*>(row), out.rows, out.cols, 0, 1}, dtype);
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(o.get(), r.get(), x.get(), y.get(), 1.0, 1.0));
+}
+
+}  // namespace mmfast

@@ -1,0 +1,113 @@
+// Which row of a source each row of the result reads.
+//
+// A source whose batch shape broadcasts keeps its distinct rows once; the map walks the rows of the
+// full batch in order and keeps, per source, the index of the distinct row.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace mmfast {
+
+// The full batch shape, and for each source a stride per dimension counted in distinct rows
+// (0 where the source broadcasts). Plain pointers, for the kernels.
+struct RowMap {
+  int64_t dims;
+  const int64_t* sizes;      // [dims]
+  int64_t sources;
+  const int64_t* strides;    // [sources][dims]
+};
+
+// Owns a RowMap's arrays, with neighbouring dimensions merged wherever every source allows it.
+class RowMapStorage {
+ public:
+  RowMapStorage(const std::vector<int64_t>& sizes, const std::vector<std::vector<int64_t>>& strides)
+      : sources_(static_cast<int64_t>(strides.size())) {
+    std::vector<size_t> first;  // for each merged dimension, its innermost original dimension
+    for (size_t d = 0; d < sizes.size(); ++d) {
+      if (sizes[d] == 1) {
+        continue;
+      }
+      bool merge = !sizes_.empty();
+      for (const auto& s : strides) {
+        merge = merge && s[first.back()] == s[d] * sizes[d];
+      }
+      if (merge) {
+        sizes_.back() *= sizes[d];
+        first.back() = d;
+      } else {
+        sizes_.push_back(sizes[d]);
+        first.push_back(d);
+      }
+    }
+    for (const auto& s : strides) {
+      for (size_t d : first) {
+        strides_.push_back(s[d]);
+      }
+    }
+  }
+
+  RowMap view() const {
+    return RowMap{static_cast<int64_t>(sizes_.size()), sizes_.data(), sources_, strides_.data()};
+  }
+
+ private:
+  int64_t sources_;
+  std::vector<int64_t> sizes_;
+  std::vector<int64_t> strides_;
+};
+
+// A fixed-size array of zeros that needs no heap for the few entries it nearly always has.
+class SmallArray {
+ public:
+  explicit SmallArray(int64_t size)
+      : heap_(size > kInline ? new int64_t[size]() : nullptr), data_(heap_ ? heap_.get() : inline_) {}
+  SmallArray(const SmallArray&) = delete;
+  SmallArray& operator=(const SmallArray&) = delete;
+
+  int64_t& operator[](int64_t i) { return data_[i]; }
+  int64_t operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  static constexpr int64_t kInline = 8;
+  int64_t inline_[kInline] = {};
+  std::unique_ptr<int64_t[]> heap_;
+  int64_t* data_;
+};
+
+// Walks a RowMap from a given row on. `row[s]` is the distinct row of source s.
+class RowCursor {
+ public:
+  RowCursor(const RowMap& map, int64_t start) : row(map.sources), map_(map), index_(map.dims) {
+    for (int64_t d = map.dims - 1; d >= 0; --d) {
+      index_[d] = start % map.sizes[d];
+      start /= map.sizes[d];
+      for (int64_t s = 0; s < map.sources; ++s) {
+        row[s] += index_[d] * map.strides[s * map.dims + d];
+      }
+    }
+  }
+
+  void next() {
+    for (int64_t d = map_.dims - 1; d >= 0; --d) {
+      const bool carry = ++index_[d] == map_.sizes[d];
+      const int64_t step = carry ? 1 - map_.sizes[d] : 1;
+      for (int64_t s = 0; s < map_.sources; ++s) {
+        row[s] += step * map_.strides[s * map_.dims + d];
+      }
+      if (!carry) {
+        return;
+      }
+      index_[d] = 0;
+    }
+  }
+
+  SmallArray row;
+
+ private:
+  RowMap map_;
+  SmallArray index_;
+};
+
+}  // namespace mmfast

@@ -1,0 +1,137 @@
+// Activations and their derivatives, written so that loops over them vectorise: no branches, no
+// library calls in float. Polynomials are weighted minimax fits; every function is within about
+// 2 units in the last place of its largest term. In double the C library's functions are used:
+// that type serves gradient checks, not speed.
+#pragma once
+
+#include <cmath>
+
+#include "../activation.h"
+#include "scalar.h"
+
+namespace mmfast {
+
+MMFAST_INLINE float vexp(float x) {
+  x = x > 88.8f ? 88.8f : x;  // above: infinity
+  x = x < -103.9f ? -103.9f : x;  // below: zero
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  const float shifted = x * 1.44269504f + magic;
+  const int32_t n =
+      static_cast<int32_t>(bits_from_float(shifted)) - static_cast<int32_t>(bits_from_float(magic));
+  const float fn = shifted - magic;
+  float r = x - fn * 0.693359375f;  // ln 2 in two parts
+  r = r + fn * 2.12194440e-4f;
+  float p = 0.00139015296f;
+  p = p * r + 0.00836373959f;
+  p = p * r + 0.0416668616f;
+  p = p * r + 0.166665733f;
+  p = p * r + 0.5f;
+  p = p * (r * r) + r + 1.0f;
+  // 2^n in two factors, so that results near the ends of the range come out right.
+  const int32_t half = n >> 1;
+  const float scale1 = float_from_bits(static_cast<uint32_t>(half + 127) << 23);
+  const float scale2 = float_from_bits(static_cast<uint32_t>(n - half + 127) << 23);
+  return p * scale1 * scale2;
+}
+
+MMFAST_INLINE float vtanh(float x) {
+  const float a = float_from_bits(bits_from_float(x) & 0x7fffffffu);
+  const float u = x * x;
+  float p = -0.00604539644f;
+  p = p * u + 0.0209615156f;
+  p = p * u - 0.0538433082f;
+  p = p * u + 0.133327186f;
+  p = p * u - 0.333333284f;
+  const float small = x + x * u * p;
+  const float large = 1.0f - 2.0f / (vexp(2.0f * a) + 1.0f);
+  const float signed_large =
+      float_from_bits(bits_from_float(large) | (bits_from_float(x) & 0x80000000u));
+  return a < 0.6f ? small : signed_large;
+}
+
+MMFAST_INLINE float vsigmoid(float x) { return 1.0f / (1.0f + vexp(-x)); }
+
+// The normal distribution function, (1 + erf(x / sqrt 2)) / 2.
+MMFAST_INLINE float vnormal_cdf(float x) {
+  const float t = x * 0.707106781f;
+  const float a = float_from_bits(bits_from_float(t) & 0x7fffffffu);
+  const float u = t * t;
+  float p = 7.85385782e-5f;
+  p = p * u - 0.000801019254f;
+  p = p * u + 0.00518832775f;
+  p = p * u - 0.026853811f;
+  p = p * u + 0.112835854f;
+  p = p * u - 0.37612626f;
+  p = p * u + 1.12837911f;
+  const float near = 0.5f + 0.5f * (t * p);
+  // erfc(a) exp(a^2) as a polynomial in 1 / (1 + a / 2)
+  const float s = 1.0f / (1.0f + 0.5f * a);
+  float q = 0.0808911175f;
+  q = q * s - 0.185040399f;
+  q = q * s + 0.0250598732f;
+  q = q * s + 0.105343007f;
+  q = q * s + 0.158041179f;
+  q = q * s + 0.252967417f;
+  q = q * s + 0.28099075f;
+  q = q * s + 0.282199413f;
+  q = q * s - 4.10342545e-6f;
+  const float tail = 0.5f * q * vexp(-u);
+  const float far = t > 0.0f ? 1.0f - tail : tail;
+  return a < 1.0f ? near : far;
+}
+
+MMFAST_INLINE double vexp(double x) { return std::exp(x); }
+MMFAST_INLINE double vtanh(double x) { return std::tanh(x); }
+MMFAST_INLINE double vsigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
+MMFAST_INLINE double vnormal_cdf(double x) { return 0.5 * std::erfc(-x * 0.70710678118654752440); }
+
+template <typename A>
+MMFAST_INLINE A gelu_tanh_inner(A x) {
+  return A(0.79788456080286535588) * (x + A(0.044715) * x * x * x);
+}
+
+// y = act(z)
+template <Activation act, typename A>
+MMFAST_INLINE A activate(A z) {
+  if constexpr (act == Activation::relu) {
+    return z < A(0) ? A(0) : z;  // NaN stays NaN
+  } else if constexpr (act == Activation::gelu) {
+    return z * vnormal_cdf(z);
+  } else if constexpr (act == Activation::gelu_tanh) {
+    return A(0.5) * z * (A(1) + vtanh(gelu_tanh_inner(z)));
+  } else if constexpr (act == Activation::silu) {
+    return z / (A(1) + vexp(-z));
+  } else if constexpr (act == Activation::tanh) {
+    return vtanh(z);
+  } else if constexpr (act == Activation::sigmoid) {
+    return vsigmoid(z);
+  } else {
+    return z;
+  }
+}
+
+// g * act'(z), from what forward saved: y = act(z) for relu, tanh and sigmoid, else z.
+template <Activation act, typename A>
+MMFAST_INLINE A activate_backward(A g, A saved) {
+  if constexpr (act == Activation::relu) {
+    return saved <= A(0) ? A(0) : g;
+  } else if constexpr (act == Activation::gelu) {
+    const A density = A(0.39894228040143267794) * vexp(A(-0.5) * saved * saved);
+    return g * (vnormal_cdf(saved) + saved * density);
+  } else if constexpr (act == Activation::gelu_tanh) {
+    const A t = vtanh(gelu_tanh_inner(saved));
+    const A slope = A(0.79788456080286535588) * (A(1) + A(0.134145) * saved * saved);
+    return g * (A(0.5) * (A(1) + t) + A(0.5) * saved * (A(1) - t * t) * slope);
+  } else if constexpr (act == Activation::silu) {
+    const A s = vsigmoid(saved);
+    return g * (s * (A(1) + saved * (A(1) - s)));
+  } else if constexpr (act == Activation::tanh) {
+    return g * (A(1) - saved * saved);
+  } else if constexpr (act == Activation::sigmoid) {
+    return g * (saved * (A(1) - saved));
+  } else {
+    return g;
+  }
+}
+
+}  // namespace mmfast

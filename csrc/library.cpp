@@ -1,0 +1,92 @@
+// Every operator's schema, and the module mmfast._C: what concerns the host and not tensors.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/headeronly/version.h>
+
+#include "cpu/concat_linear.h"
+#include "cpu/isa.h"
+
+// An operator's overload no_autograd is the same kernel without an autograd formula: eager mode
+// supplies one through torch.autograd.Function, which costs a third of a registered one per call.
+STABLE_TORCH_LIBRARY(mmfast, m) {
+  // `training` asks for what backward needs besides the result: the second output, else empty.
+  m.def(
+      "concat_linear(Tensor[] inputs, Tensor weight, Tensor? bias, str activation, bool training) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "concat_linear.no_autograd(Tensor[] inputs, Tensor weight, Tensor? bias, str activation, "
+      "bool training) -> (Tensor, Tensor)");
+  // `wanted`: positions of the gradients to compute, 0 .. n-1 the inputs, n weight, n+1 bias.
+  m.def(
+      "concat_linear_backward(Tensor grad, Tensor[] inputs, Tensor weight, Tensor saved, "
+      "str activation, int[] wanted) -> Tensor[]");
+}
+
+namespace py = pybind11;
+
+namespace {
+
+std::string version_string(int major, int minor, int patch) {
+  return std::to_string(major) + "." + std::to_string(minor) + "." + std::to_string(patch);
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["torch"] = version_string(TORCH_VERSION_MAJOR, TORCH_VERSION_MINOR, TORCH_VERSION_PATCH);
+  info["oldest_torch"] = version_string((TORCH_FEATURE_VERSION >> 56) & 0xff,
+                                        (TORCH_FEATURE_VERSION >> 48) & 0xff,
+                                        (TORCH_FEATURE_VERSION >> 40) & 0xff);
+#if defined(__clang__)
+  info["compiler"] = "clang " + version_string(__clang_major__, __clang_minor__, __clang_patchlevel__);
+#elif defined(__GNUC__)
+  info["compiler"] = "gcc " + version_string(__GNUC__, __GNUC_MINOR__, __GNUC_PATCHLEVEL__);
+#else
+  info["compiler"] = "unknown";
+#endif
+  info["flags"] = MMFAST_BUILD_FLAGS;
+#ifdef MMFAST_CUDA
+  info["cuda"] = true;
+#else
+  info["cuda"] = false;
+#endif
+  return info;
+}
+
+py::dict concat_linear_plan(const std::vector<int64_t>& widths,
+                            const std::vector<int64_t>& distinct_rows, int64_t rows, int64_t cols,
+                            int64_t element_size) {
+  const mmfast::Plan plan =
+      mmfast::plan_concat_linear(widths, distinct_rows, rows, cols, element_size);
+  constexpr const char* kMethods[] = {"empty", "tiny", "blocks"};
+  py::list groups;
+  for (const mmfast::Group& group : plan.groups) {
+    py::dict entry;
+    entry["inputs"] = py::make_tuple(group.first, group.last);
+    entry["width"] = group.width;
+    entry["block_rows"] = group.block_rows;
+    groups.append(entry);
+  }
+  py::dict result;
+  result["method"] = kMethods[static_cast<int>(plan.method)];
+  result["groups"] = groups;
+  result["why"] = plan.why;
+  return result;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "mmfast's kernels; importing this module registers torch.ops.mmfast.*";
+  m.def("build_info", &build_info, "How this library was built.");
+  m.def(
+      "cpu_isa", [] { return mmfast::isa_name(mmfast::current_isa()); },
+      "The instruction set that the CPU kernels use.");
+  m.def("cpu_isas", &mmfast::available_isas,
+        "The instruction sets that this build and this machine have, narrowest first.");
+  m.def("force_cpu_isa", &mmfast::force_isa, py::arg("name"),
+        "Use this instruction set (empty: the widest one again). For tests.");
+  m.def("concat_linear_plan", &concat_linear_plan, py::arg("widths"), py::arg("distinct_rows"),
+        py::arg("rows"), py::arg("cols"), py::arg("element_size"),
+        "Which way concat_linear takes on the CPU for inputs of these shapes, and why.");
+}

@@ -1,0 +1,94 @@
+"""The functions users call: argument handling, autocast, and the choice of path to the operator.
+
+Each has a module in :mod:`mmfast.nn` that owns its parameters.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mmfast.ops import concat_linear as _concat_linear
+from mmfast.ops.concat_linear import ACTIVATIONS
+
+__all__ = ["ACTIVATIONS", "concat_linear"]
+
+
+def concat_linear(
+    inputs: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str = "none",
+) -> Tensor:
+    r"""Linear map of the concatenation of ``inputs``, which is never built.
+
+    .. math:: y = \mathrm{act}([x_1; \dots; x_n] W^T + b) = \mathrm{act}(\sum_i x_i W_i^T + b)
+
+    where :math:`W_i` are the columns of ``weight`` that meet input :math:`i`. The same values as
+    ``act(F.linear(torch.cat(inputs, -1), weight, bias))``, for inputs that broadcast too.
+
+    Args:
+        inputs: tensors of shape (\*batch_i, K_i) whose batch shapes broadcast together. An input
+            that broadcasts is multiplied once per distinct row. K_i may be 0.
+        weight: (N, sum of K_i), columns in the order of ``inputs``, as in ``nn.Linear``.
+        bias: (N,) or None.
+        activation: ``none``, ``relu``, ``gelu``, ``gelu_tanh``, ``silu``, ``tanh`` or ``sigmoid``.
+
+    All tensors share one dtype (float32, float64, bfloat16 or float16) and one device, except under
+    ``torch.autocast``, which converts them. 16-bit types accumulate in float32.
+
+    Returns:
+        Tensor of shape (\*broadcast batch, N).
+
+    Raises:
+        TypeError: an argument is not a tensor of a supported dtype.
+        ValueError: shapes, dtypes or devices do not fit, or the activation is unknown.
+
+    Only the needed gradients are computed. Backward keeps the inputs, the weight and, where the
+    activation needs it, one tensor of the result's size. Double backward works, through plain
+    PyTorch operations.
+
+    Example:
+        >>> image, text = torch.randn(8, 2048), torch.randn(8, 768)
+        >>> weight = torch.randn(512, 2816)
+        >>> concat_linear([image, text], weight, activation="relu").shape
+        torch.Size([8, 512])
+    """
+    try:
+        if isinstance(inputs, Tensor):  # a tensor can be iterated over: it would pass as its rows
+            raise TypeError
+        if torch.is_autocast_enabled(weight.device.type):
+            inputs, weight, bias = _autocast(inputs, weight, bias)
+        training = torch.is_grad_enabled() and _any_requires_grad(inputs, weight, bias)
+        if torch.compiler.is_compiling():
+            return _concat_linear.traced(inputs, weight, bias, activation, training)[0]
+        if torch._C._are_functorch_transforms_active():
+            return _concat_linear.decomposed(inputs, weight, bias, activation)
+        if training:
+            return _concat_linear.ConcatLinearFunction.apply(activation, weight, bias, *inputs)
+        return _concat_linear.eager(inputs, weight, bias, activation, False)[0]
+    except (AttributeError, RuntimeError, TypeError):
+        # Something refused the arguments: say why in the user's terms. Checking only now keeps
+        # calls cheap; the kernels check whatever could do harm.
+        _concat_linear.check_arguments(inputs, weight, bias, activation)
+        raise
+
+
+def _any_requires_grad(inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> bool:
+    if weight.requires_grad or (bias is not None and bias.requires_grad):
+        return True
+    return any(x.requires_grad for x in inputs)
+
+
+def _autocast(
+    inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None
+) -> tuple[Sequence[Tensor], Tensor, Tensor | None]:
+    """Convert to autocast's dtype what it would convert for ``F.linear``: all but float64."""
+    dtype = torch.get_autocast_dtype(weight.device.type)
+
+    def convert(x: Tensor) -> Tensor:
+        eligible = x.is_floating_point() and x.dtype != torch.float64
+        return x.to(dtype) if eligible else x
+
+    return [convert(x) for x in inputs], convert(weight), None if bias is None else convert(bias)

@@ -1,0 +1,167 @@
+"""ConcatLinear: the linear layer behind a concatenation, without the concatenation."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mmfast import functional
+from mmfast.ops.concat_linear import check_activation
+
+Inputs = Sequence[Tensor] | Mapping[str, Tensor]
+
+
+class ConcatLinear(nn.Module):
+    r"""``act(Linear(cat(inputs)))`` with the parameters of ``nn.Linear``.
+
+    Args:
+        in_features: the features K_i of each input, in order; a mapping names the inputs.
+        out_features: features N of the result.
+        bias: whether to learn an additive bias.
+        activation: ``none``, ``relu``, ``gelu``, ``gelu_tanh``, ``silu``, ``tanh`` or ``sigmoid``.
+        device, dtype: of the parameters.
+
+    ``weight`` (N, sum of K_i) and ``bias`` (N,) have the names, shapes and initialisation that
+    ``nn.Linear(sum(in_features), out_features)`` gives them, so state dicts move both ways.
+
+    Shape:
+        - inputs: a sequence of tensors (\*batch_i, K_i), or a mapping from the names given in
+          ``in_features``; the batch shapes broadcast together.
+        - output: (\*broadcast batch, N).
+
+    Raises:
+        ValueError: no inputs, a negative size, an unknown activation; in ``forward``, inputs whose
+            number, names or last sizes differ from ``in_features``.
+
+    Example:
+        >>> layer = ConcatLinear({"image": 2048, "text": 768}, 512, activation="relu")
+        >>> layer({"image": torch.randn(8, 2048), "text": torch.randn(8, 768)}).shape
+        torch.Size([8, 512])
+    """
+
+    def __init__(
+        self,
+        in_features: Sequence[int] | Mapping[str, int],
+        out_features: int,
+        bias: bool = True,
+        activation: str = "none",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        named = isinstance(in_features, Mapping)
+        self.names = tuple(in_features) if named else None
+        self.in_features = _sizes(in_features)
+        if isinstance(out_features, bool) or not isinstance(out_features, int) or out_features < 0:
+            raise ValueError(f"out_features is {out_features!r}; it must be an int of at least 0")
+        check_activation(activation)
+        self.out_features = out_features
+        self.activation = activation
+        shape = (out_features, sum(self.in_features))
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew, as ``nn.Linear`` draws them."""
+        # nn.Linear's own code, so that the same seed gives the same values in every torch release.
+        nn.Linear.reset_parameters(self)  # type: ignore[arg-type]
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        in_features: Sequence[int] | Mapping[str, int],
+        activation: str = "none",
+    ) -> "ConcatLinear":
+        """The layer that stands for ``linear`` behind a concatenation, sharing its parameters.
+
+        Args:
+            linear: a plain ``nn.Linear``; its weight and bias are shared, not copied.
+            in_features: as in the constructor; they must add up to ``linear.in_features``.
+            activation: as in the constructor.
+
+        Raises:
+            TypeError: ``linear`` is no plain ``nn.Linear`` (a subclass may compute something else).
+            ValueError: the sizes do not add up.
+        """
+        if type(linear) is not nn.Linear:
+            raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
+        sizes = _sizes(in_features)
+        if sum(sizes) != linear.in_features:
+            raise ValueError(
+                f"in_features {list(sizes)} add up to {sum(sizes)} but linear.in_features is "
+                f"{linear.in_features}; they must be equal"
+            )
+        layer = cls(
+            in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            activation=activation,
+            device="meta",
+            dtype=linear.weight.dtype,
+        )
+        layer.weight = linear.weight
+        layer.bias = linear.bias
+        return layer.train(linear.training)
+
+    def to_linear(self) -> nn.Linear:
+        """The ``nn.Linear`` to put behind a concatenation again, sharing the parameters.
+
+        The activation is not part of it.
+        """
+        linear = nn.Linear(
+            sum(self.in_features),
+            self.out_features,
+            bias=self.bias is not None,
+            device="meta",
+            dtype=self.weight.dtype,
+        )
+        linear.weight = self.weight
+        linear.bias = self.bias
+        return linear.train(self.training)
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Join ``inputs``; see the class for shapes."""
+        tensors = self._ordered(inputs) if isinstance(inputs, Mapping) else inputs
+        widths = tuple([x.shape[-1] if x.dim() else 0 for x in tensors])
+        if widths != self.in_features:
+            raise ValueError(
+                f"inputs have last sizes {list(widths)}; in_features says {list(self.in_features)}"
+            )
+        return functional.concat_linear(
+            tensors, self.weight, self.bias, activation=self.activation
+        )
+
+    def _ordered(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        if self.names is None:
+            raise ValueError(
+                "inputs is a mapping but in_features names no inputs; "
+                "give in_features as a mapping, or the inputs as a sequence"
+            )
+        if set(inputs) != set(self.names):
+            raise ValueError(
+                f"inputs has the names {sorted(inputs)}; in_features says {sorted(self.names)}"
+            )
+        return [inputs[name] for name in self.names]
+
+    def extra_repr(self) -> str:
+        """The arguments, as ``print(module)`` shows them."""
+        sizes: object = list(self.in_features)
+        if self.names is not None:
+            sizes = dict(zip(self.names, self.in_features, strict=True))
+        text = f"in_features={sizes}, out_features={self.out_features}, bias={self.bias is not None}"
+        return text if self.activation == "none" else f"{text}, activation={self.activation!r}"
+
+
+def _sizes(in_features: Sequence[int] | Mapping[str, int]) -> tuple[int, ...]:
+    sizes = tuple(in_features.values() if isinstance(in_features, Mapping) else in_features)
+    if not sizes:
+        raise ValueError("in_features is empty; it must give the features of at least one input")
+    for size in sizes:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise ValueError(f"in_features holds {size!r}; each must be an int of at least 0")
+    return sizes
