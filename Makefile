@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 DEV_TOOLS := $(VENV)/.dev
-SOURCES := setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
 .PHONY: help build demo test test-torch bench lint format cuda-check dist clean
 
@@ -28,7 +28,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP) install -q -c constraints.txt torch numpy pybind11 ninja setuptools wheel
 	touch $@
 
-$(BUILT): $(INSTALLED) $(SOURCES)
+$(BUILT): $(INSTALLED) setup.py $(CXX_FILES)
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[test]'
 	touch $@
 
@@ -43,3 +43,47 @@ demo: $(BUILT)
 
 test: $(BUILT)
 	$(BIN)/python -m pytest
+
+bench: $(BUILT)
+	mkdir -p benchmarks/reports
+	$(BIN)/python -m pytest benchmarks --benchmark-group-by=group --benchmark-sort=name \
+	  --benchmark-columns=median,iqr,rounds --benchmark-json=benchmarks/reports/latest.json
+
+lint: $(DEV_TOOLS)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(DEV_TOOLS)
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+cuda-check:
+ifeq ($(wildcard csrc/cuda/*.cu),)
+	@echo "there are no CUDA kernels yet (csrc/cuda is empty): nothing to check"
+else
+	@echo "csrc/cuda has kernels but this target does not know how to check them" && exit 1
+endif
+
+# The wheel is built against the version in constraints.txt; it runs with every torch from 2.10 on.
+dist: $(DEV_TOOLS)
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m build
+
+# Another torch in an environment of its own, the wheel unchanged, the tests run from outside the
+# source tree so that it is the wheel they import.
+OTHER := .venv-torch-$(TORCH)
+test-torch: $(BUILT)
+	@test -n "$(TORCH)" || { echo "say which: make test-torch TORCH=2.10.0"; exit 1; }
+	rm -rf build/wheel && $(PIP) wheel -q --no-deps --no-build-isolation -w build/wheel .
+	test -x $(OTHER)/bin/python || $(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/python -m pip install -q torch==$(TORCH) numpy pytest hypothesis
+	$(OTHER)/bin/python -m pip install -q --no-deps --force-reinstall build/wheel/*.whl
+	cd $(OTHER) && bin/python -c "import torch, mmfast; print(torch.__version__, mmfast.__file__)"
+	cd $(OTHER) && bin/python -m pytest -q ../tests/ops ../tests/nn ../tests/test_functional.py
+
+clean:
+	rm -rf $(VENV) .venv-torch-* build dist runs *.egg-info mmfast/_C.*.so benchmarks/reports
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

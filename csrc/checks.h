@@ -58,9 +58,9 @@ inline void check_alike(const torch::stable::Tensor& t, const std::string& name,
   int32_t reference_type = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(reference.get(), &reference_type));
-  STD_TORCH_CHECK(
-      type == reference_type && t.get_device_index() == reference.get_device_index(), name,
-      " is on another device than ", reference_name, "; they must be on the same one");
+  STD_TORCH_CHECK(type == reference_type && t.get_device_index() == reference.get_device_index(),
+                  name, " is on another device than ", reference_name,
+                  "; they must be on the same one");
 }
 
 // The shape that the shapes broadcast to, by the rules of numpy and PyTorch.

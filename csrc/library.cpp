@@ -34,11 +34,12 @@ std::string version_string(int major, int minor, int patch) {
 py::dict build_info() {
   py::dict info;
   info["torch"] = version_string(TORCH_VERSION_MAJOR, TORCH_VERSION_MINOR, TORCH_VERSION_PATCH);
-  info["oldest_torch"] = version_string((TORCH_FEATURE_VERSION >> 56) & 0xff,
-                                        (TORCH_FEATURE_VERSION >> 48) & 0xff,
-                                        (TORCH_FEATURE_VERSION >> 40) & 0xff);
+  info["oldest_torch"] =
+      version_string((TORCH_FEATURE_VERSION >> 56) & 0xff, (TORCH_FEATURE_VERSION >> 48) & 0xff,
+                     (TORCH_FEATURE_VERSION >> 40) & 0xff);
 #if defined(__clang__)
-  info["compiler"] = "clang " + version_string(__clang_major__, __clang_minor__, __clang_patchlevel__);
+  info["compiler"] =
+      "clang " + version_string(__clang_major__, __clang_minor__, __clang_patchlevel__);
 #elif defined(__GNUC__)
   info["compiler"] = "gcc " + version_string(__GNUC__, __GNUC_MINOR__, __GNUC_PATCHLEVEL__);
 #else
@@ -62,7 +63,7 @@ py::dict concat_linear_plan(const std::vector<int64_t>& widths,
   py::list groups;
   for (const mmfast::Group& group : plan.groups) {
     py::dict entry;
-    entry["inputs"] = py::make_tuple(group.first, group.last);
+    entry["inputs"] = group.members;
     entry["width"] = group.width;
     entry["block_rows"] = group.block_rows;
     groups.append(entry);

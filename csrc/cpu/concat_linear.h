@@ -17,13 +17,13 @@ enum class Method {
   blocks,  // library products, one per group of neighbouring inputs
 };
 
-// Neighbouring inputs multiplied together. A group of several is gathered, a block of rows at a
-// time, into scratch; a group of one is multiplied in place.
+// Inputs multiplied together. Several are gathered side by side, a block of rows at a time, into
+// scratch; one alone is multiplied in place. Inputs in no group have few distinct rows: each is
+// multiplied once per distinct row, and the epilogue adds those products where they belong.
 struct Group {
-  int64_t first;
-  int64_t last;  // one past the end
+  std::vector<int64_t> members;
   int64_t width;
-  int64_t block_rows;  // 0 unless gathered
+  int64_t block_rows;  // 0 for a group of one that has a row for every row of the result
 };
 
 struct Plan {
@@ -41,11 +41,18 @@ Plan plan_concat_linear(const std::vector<int64_t>& widths,
 // Kernel arguments. Pointers are to the element type unless said otherwise; rows are contiguous
 // and `cols` long unless a stride is given.
 
+struct WidenArgs {
+  void* out;  // contiguous, of the accumulator's type
+  const void* x;
+  int64_t row_stride;
+  int64_t cols;
+};
+
 struct FinishArgs {
   void* out;
-  void* preactivation;        // or null
-  const void* bias;           // or null
-  const void* const* addends;  // one row per distinct row of a broadcast input
+  void* preactivation;         // or null
+  const void* bias;            // or null
+  const void* const* addends;  // of the accumulator's type, a row per distinct row of an input
   RowMap addend_rows;
   int64_t cols;
   bool has_product;  // out already holds a product to add to
@@ -91,8 +98,8 @@ struct TinyArgs {
   void* out;
   void* preactivation;  // or null
   const void* weight;
-  const void* bias;  // or null
-  const void* grad;  // before the activation
+  const void* bias;   // or null
+  const void* grad;   // before the activation
   void* grad_weight;  // or null
   void* grad_bias;    // or null
   bool any_grad_input;

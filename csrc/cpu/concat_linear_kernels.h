@@ -74,6 +74,16 @@ void activate_backward_tile(A* g, const A* saved, int64_t n) {
       break;                                          \
   }
 
+// Rows begin..end of x in the accumulator's type.
+template <typename T>
+void widen_rows(const WidenArgs& args, int64_t begin, int64_t end) {
+  using A = accumulator_t<T>;
+  for (int64_t m = begin; m < end; ++m) {
+    load_tile(static_cast<A*>(args.out) + m * args.cols,
+              static_cast<const T*>(args.x) + m * args.row_stride, args.cols);
+  }
+}
+
 // out[m] = act(out[m] + bias + sum of the addends' rows), rows begin..end; see FinishArgs.
 template <typename T>
 void finish(const FinishArgs& args, int64_t begin, int64_t end) {
@@ -100,7 +110,7 @@ void finish(const FinishArgs& args, int64_t begin, int64_t end) {
         }
       }
       for (int64_t a = 0; a < args.addend_rows.sources; ++a) {
-        const T* addend = static_cast<const T*>(args.addends[a]);
+        const A* addend = static_cast<const A*>(args.addends[a]);
         add_tile(tile, addend + cursor.row[a] * args.cols + j0, n);
       }
       if (pre) {
@@ -277,10 +287,10 @@ void tiny_forward(const TinyArgs& args) {
 template <typename T>
 void tiny_backward(const TinyArgs& args) {
   using A = accumulator_t<T>;
-  A* x = static_cast<A*>(args.scratch);      // [count][width]
-  A* g = x + args.count * args.width;        // [count][cols]: the gradient before the activation
-  A* row = g + args.count * args.cols;       // [width]
-  A* sums = row + args.width;                // the inputs' gradients, one after another
+  A* x = static_cast<A*>(args.scratch);  // [count][width]
+  A* g = x + args.count * args.width;    // [count][cols]: the gradient before the activation
+  A* row = g + args.count * args.cols;   // [width]
+  A* sums = row + args.width;            // the inputs' gradients, one after another
   const T* weight = static_cast<const T*>(args.weight);
 
   RowCursor cursor(args.rows, 0);

@@ -14,8 +14,10 @@ constexpr int64_t kTinyProducts = 32 * 1024;
 // A product this wide pays for its own pass over the output.
 constexpr int64_t kNarrow = 128;
 
-// With 16-bit results every partial sum is rounded: beyond two of them, gather instead.
-constexpr int64_t kMaxHalfSums = 2;
+// An input whose rows repeat this often is worth a product, and an epilogue, of its own. With
+// 16-bit elements that product is made in float32, which the library multiplies more slowly.
+constexpr int64_t kRepeats = 2;
+constexpr int64_t kHalfRepeats = 8;
 
 constexpr int64_t kBlockBytes = 1 << 20;
 
@@ -25,20 +27,16 @@ int64_t block_rows(int64_t width, int64_t element_size, int64_t rows) {
   return std::min(rows, std::max<int64_t>(1, std::min(most, std::clamp<int64_t>(fit, 64, 2048))));
 }
 
-// Consecutive inputs of `members` that stand next to each other in the weight, cut into runs; an
-// input for which `alone` holds forms a run of its own.
-template <typename Alone>
-std::vector<Group> runs(const std::vector<int64_t>& members, const std::vector<int64_t>& widths,
-                        Alone alone) {
+// Runs of `members` that stand next to each other in the weight; a wide one forms its own.
+std::vector<Group> runs(const std::vector<int64_t>& members, const std::vector<int64_t>& widths) {
   std::vector<Group> groups;
   for (int64_t i : members) {
-    const bool joins = !groups.empty() && groups.back().last == i && !alone(i) &&
-                       !alone(groups.back().last - 1);
-    if (joins) {
-      groups.back().last = i + 1;
+    const int64_t previous = groups.empty() ? -2 : groups.back().members.back();
+    if (previous == i - 1 && widths[i] < kNarrow && widths[previous] < kNarrow) {
+      groups.back().members.push_back(i);
       groups.back().width += widths[i];
     } else {
-      groups.push_back(Group{i, i + 1, widths[i], 0});
+      groups.push_back(Group{{i}, widths[i], 0});
     }
   }
   return groups;
@@ -50,13 +48,15 @@ Plan plan_concat_linear(const std::vector<int64_t>& widths,
                         const std::vector<int64_t>& distinct_rows, int64_t rows, int64_t cols,
                         int64_t element_size) {
   Plan plan;
+  const bool half = element_size == 2;
+  const int64_t repeats = half ? kHalfRepeats : kRepeats;
   const int64_t count = static_cast<int64_t>(widths.size());
   int64_t width = 0;
-  std::vector<int64_t> full;  // inputs with a row of their own for every row of the result
+  std::vector<int64_t> members;  // the inputs that are not left to the epilogue
   for (int64_t i = 0; i < count; ++i) {
     width += widths[i];
-    if (distinct_rows[i] == rows) {
-      full.push_back(i);
+    if (distinct_rows[i] > rows / repeats) {
+      members.push_back(i);
     }
   }
   if (rows == 0 || cols == 0 || width == 0) {
@@ -69,23 +69,19 @@ Plan plan_concat_linear(const std::vector<int64_t>& widths,
     return plan;
   }
   plan.method = Method::blocks;
-  const int64_t broadcast = static_cast<int64_t>(full.size()) < count ? 1 : 0;
-  const auto too_many_sums = [&] {
-    return element_size == 2 &&
-           static_cast<int64_t>(plan.groups.size()) + broadcast > kMaxHalfSums;
-  };
-  plan.groups = runs(full, widths, [&](int64_t i) { return widths[i] >= kNarrow; });
-  plan.why = "library products, one per wide input or run of narrow ones";
-  if (too_many_sums()) {
-    plan.groups = runs(full, widths, [](int64_t) { return false; });
-    plan.why = "neighbouring inputs gathered by blocks: fewer roundings to 16 bits";
-  }
-  if (too_many_sums()) {
-    plan.groups = {Group{0, count, width, 0}};
-    plan.why = "all inputs gathered by blocks: fewer roundings to 16 bits";
+  if (half && !members.empty()) {
+    int64_t together = 0;
+    for (int64_t i : members) {
+      together += widths[i];
+    }
+    plan.groups = {Group{members, together, 0}};
+    plan.why = "16-bit results: one product, since every partial sum would be rounded";
+  } else {
+    plan.groups = runs(members, widths);
+    plan.why = "a product per wide input or run of narrow ones, accumulated in the result";
   }
   for (Group& group : plan.groups) {
-    if (group.last - group.first > 1) {
+    if (group.members.size() > 1 || distinct_rows[group.members[0]] != rows) {
       group.block_rows = block_rows(group.width, element_size, rows);
     }
   }

@@ -8,10 +8,10 @@
 namespace mmfast {
 
 struct Source {
-  int64_t input;       // position in the argument list
-  Tensor tensor;       // keeps `matrix` alive
-  Matrix matrix;       // distinct rows x features
-  int64_t offset;      // first column in the weight
+  int64_t input;                      // position in the argument list
+  Tensor tensor;                      // keeps `matrix` alive
+  Matrix matrix;                      // distinct rows x features
+  int64_t offset;                     // first column in the weight
   std::vector<int64_t> strides;       // per batch dimension, in distinct rows; 0: repeats
   std::vector<int64_t> grad_strides;  // the same, by size alone: expanded rows count as different
   int64_t grad_rows;
@@ -66,8 +66,8 @@ inline std::vector<Source> make_sources(const std::vector<Tensor>& inputs,
   sources.reserve(inputs.size());
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (inputs[i].size(inputs[i].dim() - 1) > 0) {
-      sources.push_back(Source{static_cast<int64_t>(i), inputs[i], Matrix{}, shape.offsets[i], {},
-                               {}, 0});
+      sources.push_back(
+          Source{static_cast<int64_t>(i), inputs[i], Matrix{}, shape.offsets[i], {}, {}, 0});
       set_distinct_rows(sources.back(), inputs[i], shape.batch);
     }
   }

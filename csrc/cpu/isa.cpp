@@ -61,8 +61,8 @@ void force_isa(const std::string& name) {
     }
     known += (i ? ", " : "") + std::string(isa_name(isa));
   }
-  throw std::invalid_argument("instruction set '" + name + "' is not available here; available: " +
-                              known);
+  throw std::invalid_argument("instruction set '" + name +
+                              "' is not available here; available: " + known);
 }
 
 }  // namespace mmfast

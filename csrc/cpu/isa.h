@@ -30,18 +30,18 @@ const char* isa_name(Isa isa);
 //   MMFAST_ISA_CALL(concat_linear::finish<float>, rows, ...)
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define MMFAST_HAVE_X86_ISAS 1
-#define MMFAST_ISA_CALL(kernel, ...)         \
-  do {                                       \
-    switch (::mmfast::current_isa()) {       \
-      case ::mmfast::Isa::avx512:            \
-        isa_avx512::kernel(__VA_ARGS__);     \
-        break;                               \
-      case ::mmfast::Isa::avx2:              \
-        isa_avx2::kernel(__VA_ARGS__);       \
-        break;                               \
-      default:                               \
-        isa_baseline::kernel(__VA_ARGS__);   \
-    }                                        \
+#define MMFAST_ISA_CALL(kernel, ...)       \
+  do {                                     \
+    switch (::mmfast::current_isa()) {     \
+      case ::mmfast::Isa::avx512:          \
+        isa_avx512::kernel(__VA_ARGS__);   \
+        break;                             \
+      case ::mmfast::Isa::avx2:            \
+        isa_avx2::kernel(__VA_ARGS__);     \
+        break;                             \
+      default:                             \
+        isa_baseline::kernel(__VA_ARGS__); \
+    }                                      \
   } while (false)
 #else
 #define MMFAST_HAVE_X86_ISAS 0

@@ -53,10 +53,9 @@ inline torch::stable::Tensor borrow(void* data, torch::headeronly::IntHeaderOnly
 
 // The copy, where one is needed, is of borrowed memory: autograd must not see it.
 inline torch::stable::Tensor contiguous_cpu(const torch::stable::Tensor& t) {
-  return t.is_contiguous()
-             ? t
-             : torch::stable::contiguous(borrow(const_cast<void*>(t.const_data_ptr()), t.sizes(),
-                                                t.strides(), dtype_of(t)));
+  return t.is_contiguous() ? t
+                           : torch::stable::contiguous(borrow(const_cast<void*>(t.const_data_ptr()),
+                                                              t.sizes(), t.strides(), dtype_of(t)));
 }
 
 inline torch::stable::Tensor as_tensor(const Matrix& m, int32_t dtype) {

@@ -14,9 +14,9 @@ namespace mmfast {
 // (0 where the source broadcasts). Plain pointers, for the kernels.
 struct RowMap {
   int64_t dims;
-  const int64_t* sizes;      // [dims]
+  const int64_t* sizes;  // [dims]
   int64_t sources;
-  const int64_t* strides;    // [sources][dims]
+  const int64_t* strides;  // [sources][dims]
 };
 
 // Owns a RowMap's arrays, with neighbouring dimensions merged wherever every source allows it.
@@ -62,7 +62,8 @@ class RowMapStorage {
 class SmallArray {
  public:
   explicit SmallArray(int64_t size)
-      : heap_(size > kInline ? new int64_t[size]() : nullptr), data_(heap_ ? heap_.get() : inline_) {}
+      : heap_(size > kInline ? new int64_t[size]() : nullptr),
+        data_(heap_ ? heap_.get() : inline_) {}
   SmallArray(const SmallArray&) = delete;
   SmallArray& operator=(const SmallArray&) = delete;
 

@@ -12,8 +12,8 @@
 namespace mmfast {
 
 MMFAST_INLINE float vexp(float x) {
-  x = x > 88.8f ? 88.8f : x;  // above: infinity
-  x = x < -103.9f ? -103.9f : x;  // below: zero
+  x = x > 88.8f ? 88.8f : x;        // above: infinity
+  x = x < -103.9f ? -103.9f : x;    // below: zero
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const float shifted = x * 1.44269504f + magic;
   const int32_t n =

@@ -39,6 +39,9 @@ class ConcatLinear(nn.Module):
         torch.Size([8, 512])
     """
 
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(
         self,
         in_features: Sequence[int] | Mapping[str, int],
@@ -49,8 +52,8 @@ class ConcatLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        named = isinstance(in_features, Mapping)
-        self.names = tuple(in_features) if named else None
+        names = tuple(in_features) if isinstance(in_features, Mapping) else None
+        self.names: tuple[str, ...] | None = names
         self.in_features = _sizes(in_features)
         if isinstance(out_features, bool) or not isinstance(out_features, int) or out_features < 0:
             raise ValueError(f"out_features is {out_features!r}; it must be an int of at least 0")
@@ -121,7 +124,7 @@ class ConcatLinear(nn.Module):
             dtype=self.weight.dtype,
         )
         linear.weight = self.weight
-        linear.bias = self.bias
+        linear.bias = self.bias  # type: ignore[assignment]
         return linear.train(self.training)
 
     def forward(self, inputs: Inputs) -> Tensor:
@@ -132,9 +135,7 @@ class ConcatLinear(nn.Module):
             raise ValueError(
                 f"inputs have last sizes {list(widths)}; in_features says {list(self.in_features)}"
             )
-        return functional.concat_linear(
-            tensors, self.weight, self.bias, activation=self.activation
-        )
+        return functional.concat_linear(tensors, self.weight, self.bias, activation=self.activation)
 
     def _ordered(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         if self.names is None:
@@ -153,7 +154,9 @@ class ConcatLinear(nn.Module):
         sizes: object = list(self.in_features)
         if self.names is not None:
             sizes = dict(zip(self.names, self.in_features, strict=True))
-        text = f"in_features={sizes}, out_features={self.out_features}, bias={self.bias is not None}"
+        text = (
+            f"in_features={sizes}, out_features={self.out_features}, bias={self.bias is not None}"
+        )
         return text if self.activation == "none" else f"{text}, activation={self.activation!r}"
 
 

@@ -61,7 +61,8 @@ def check_arguments(
             )
         if tensor.device != weight.device:
             raise ValueError(
-                f"{name} is on {tensor.device} but weight is on {weight.device}; move one with .to()"
+                f"{name} is on {tensor.device} but weight is on {weight.device}; they must share "
+                "a device (move one with .to())"
             )
     if weight.dim() != 2:
         raise ValueError(
@@ -89,7 +90,9 @@ def check_arguments(
 def check_activation(activation: str) -> None:
     """Raise ValueError unless ``activation`` is one of :data:`ACTIVATIONS`."""
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(ACTIVATIONS)}")
+        raise ValueError(
+            f"activation is {activation!r}; it must be one of {', '.join(ACTIVATIONS)}"
+        )
 
 
 def _sum_text(widths: Sequence[int]) -> str:
@@ -222,7 +225,7 @@ class ConcatLinearFunction(torch.autograd.Function):
     """Autograd for eager mode: ``apply(activation, weight, bias, *inputs)``."""
 
     @staticmethod
-    def forward(  # noqa: D102
+    def forward(
         ctx: Any, activation: str, weight: Tensor, bias: Tensor | None, *inputs: Tensor
     ) -> Tensor:
         outputs = eager(inputs, weight, bias, activation, True)
@@ -230,14 +233,16 @@ class ConcatLinearFunction(torch.autograd.Function):
         return outputs[0]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         return None, *_gradients(ctx, grad, ctx.needs_input_grad[1:])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     tensors, weight, bias, activation, training = inputs
     if not training and activation not in ("none", *_SAVE_OUTPUT):
-        raise ValueError(f"training must be True to differentiate through activation {activation!r}")
+        raise ValueError(
+            f"training must be True to differentiate through activation {activation!r}"
+        )
     ctx.mark_non_differentiable(output[1])
     _save(ctx, activation, (weight, bias, *tensors), output)
 

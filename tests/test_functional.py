@@ -1,0 +1,285 @@
+"""mmfast.functional: what users meet: errors, autocast, tracing, transforms."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import reference
+import torch
+
+import mmfast
+from mmfast.functional import ACTIVATIONS, concat_linear
+
+X, Y = torch.ones(4, 3), torch.ones(4, 5)
+W, B = torch.ones(6, 8), torch.ones(6)
+
+# arguments, the exception, and what its message must name: the argument, what it was, what it
+# must be.
+WRONG = {
+    "no inputs": (([], W), ValueError, ["inputs is empty", "at least one"]),
+    "tensor as inputs": ((X, W), TypeError, ["inputs", "sequence", "Tensor"]),
+    "number as inputs": ((3, W), TypeError, ["inputs", "sequence", "int"]),
+    "not a tensor": (([X, "text"], W), TypeError, [r"inputs\[1\]", "tensor", "str"]),
+    "None among inputs": (([X, None], W), TypeError, [r"inputs\[1\]", "tensor", "NoneType"]),
+    "weight not a tensor": (([X, Y], None), TypeError, ["weight", "tensor", "NoneType"]),
+    "bias not a tensor": (([X, Y], W, 0.5), TypeError, ["bias", "tensor", "float"]),
+    "mixed dtypes": (
+        ([X, Y.double()], W),
+        ValueError,
+        [r"inputs\[1\]", "float64", "weight", "float32"],
+    ),
+    "half and full": (
+        ([X.half(), Y.half()], W),
+        ValueError,
+        [r"inputs\[0\]", "float16", "float32"],
+    ),
+    "bias dtype": (([X, Y], W, B.double()), ValueError, ["bias", "float64", "float32"]),
+    "integers": (([X.long(), Y.long()], W), TypeError, [r"inputs\[0\]", "int64", "float32"]),
+    "complex": (
+        ([X.cfloat(), Y.cfloat()], W.cfloat()),
+        TypeError,
+        [r"inputs\[0\]", "complex64", "float32"],
+    ),
+    "mixed devices": (([X, Y.to("meta")], W), ValueError, [r"inputs\[1\]", "meta", "cpu"]),
+    "sparse": (([X, Y.to_sparse()], W), TypeError, [r"inputs\[1\]", "sparse", "dense"]),
+    "0-d input": (([torch.tensor(1.0), Y], W), ValueError, [r"inputs\[0\]", "0-d", "features"]),
+    "widths": (([X, X], W), ValueError, ["8 columns", r"3 \+ 3", "6", "equal"]),
+    "1-d weight": (([X, Y], W[0]), ValueError, ["weight", r"\(8,\)", "2-d"]),
+    "bias shape": (([X, Y], W, B[:5]), ValueError, ["bias", r"\(5,\)", r"\(6,\)"]),
+    "bias 2-d": (([X, Y], W, B[None]), ValueError, ["bias", r"\(1, 6\)", r"\(6,\)"]),
+    "batches": (([X, Y[:3]], W), ValueError, ["broadcast", r"\(4,\)", r"\(3,\)"]),
+    "batches, three": (
+        ([X[:, None], Y[:, None], torch.ones(2, 3, 0)], W),
+        ValueError,
+        ["broadcast", r"\(2, 3\)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_arguments(name, grad):
+    (inputs, weight, *bias), exception, words = WRONG[name]
+    if grad and isinstance(weight, torch.Tensor):
+        weight = weight.detach().requires_grad_()
+    with pytest.raises(exception) as info:
+        concat_linear(inputs, weight, *bias)
+    for word in words:
+        info.match(word)
+
+
+@pytest.mark.parametrize("name", [n for n in WRONG if n not in ("mixed devices", "sparse")])
+def test_wrong_arguments_traced(name):
+    """The fake kernel refuses what the real one refuses, in the same words."""
+    (inputs, weight, *bias), exception, words = WRONG[name]
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = lambda x: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x  # noqa: E731
+        inputs = [fake(x) for x in inputs] if isinstance(inputs, list) else fake(inputs)
+        with pytest.raises(exception) as info:
+            concat_linear(inputs, fake(weight), *map(fake, bias))
+    for word in words:
+        info.match(word)
+
+
+@pytest.mark.parametrize("activation", ["swish", "ReLU", "", None, 3])
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+def test_unknown_activation(activation, grad):
+    with pytest.raises(ValueError, match=r"activation is .*must be one of none, relu") as info:
+        concat_linear([X, Y], W.detach().requires_grad_(grad), activation=activation)
+    info.match(repr(activation))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([], W, None, "none", False), "inputs is empty"),
+        (([X, Y], W[0], None, "none", False), r"weight has shape \(8,\)"),
+        (([X, X], W, None, "none", False), "8 columns .* add up to 6"),
+        (([X, Y[:3]], W, None, "none", False), r"inputs\[1\] has batch shape \(3,\).*\(4,\)"),
+        (([X, Y.double()], W, None, "none", False), r"inputs\[1\] has dtype Double.*Float"),
+        (([X.long(), Y.long()], W.long(), None, "none", False), "weight has dtype Long"),
+        (([X, torch.tensor(1.0)], W, None, "none", False), r"inputs\[1\] is 0-d"),
+        (([X, Y], W, B[:2], "none", False), r"bias has shape \(2,\).*\(6,\)"),
+        (([X, Y], W, B.half(), "none", False), "bias has dtype Half"),
+        (([X, Y], W, None, "swish", False), "activation is 'swish'"),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, str) else "",
+)
+def test_operator_guards_itself(arguments, message):
+    """Called past the Python function, the kernel must refuse too, and never crash."""
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.mmfast.concat_linear.default(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("grad", "saved", "activation", "wanted", "message"),
+    [
+        (torch.ones(4, 5), W, "none", [0], r"grad has shape \(4, 5\); it must be \(4, 6\)"),
+        (torch.ones(4, 6).double(), W, "none", [0], "grad has dtype Double"),
+        (torch.ones(4, 6), torch.ones(3, 6), "relu", [0], r"saved has shape \(3, 6\)"),
+        (torch.ones(4, 6), W, "none", [4], r"wanted holds 4; it must lie in 0 .. 3"),
+        (torch.ones(4, 6), W, "none", [-1], "wanted holds -1"),
+        (torch.ones(4, 6), W, "none", [1, 1], "wanted holds 1 twice"),
+    ],
+    ids=str,
+)
+def test_backward_operator_guards_itself(grad, saved, activation, wanted, message):
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.mmfast.concat_linear_backward.default(grad, [X, Y], W, saved, activation, wanted)
+
+
+def test_inputs_may_be_a_tuple():
+    assert torch.equal(concat_linear((X, Y), W, B), concat_linear([X, Y], W, B))
+
+
+# ----------------------------------------------------------------------------------------- autocast
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(dtype):
+    x, y = torch.randn(4, 3, requires_grad=True), torch.randn(4, 5).to(dtype)
+    weight, bias = torch.randn(6, 8, requires_grad=True), torch.randn(6)
+    with torch.autocast("cpu", dtype=dtype):
+        found = concat_linear([x, y], weight, bias)
+        eager = torch.nn.functional.linear(torch.cat([x, y.float()], -1), weight, bias)
+    assert found.dtype == eager.dtype == dtype
+    torch.testing.assert_close(found, eager, rtol=2 * torch.finfo(dtype).eps, atol=1e-2)
+    found.float().sum().backward()
+    assert weight.grad.dtype == x.grad.dtype == torch.float32
+    (exact,) = torch.autograd.grad(eager.float().sum(), weight)
+    torch.testing.assert_close(weight.grad, exact, rtol=4 * torch.finfo(dtype).eps, atol=1e-2)
+
+
+def test_autocast_leaves_float64_alone():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert concat_linear([X.double(), Y.double()], W.double()).dtype == torch.float64
+
+
+# ------------------------------------------------------------------------------------------ tracing
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("bias", [False, True], ids=["no_bias", "bias"])
+def test_compile(activation, bias):
+    """One graph, without breaks, for every batch size, forward and backward."""
+    graphs = []
+
+    def backend(graph, example_inputs):
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, example_inputs)
+
+    torch._dynamo.reset()
+
+    def function(inputs, weight, bias):
+        return concat_linear(inputs, weight, bias, activation=activation) * 2
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=backend)
+    for rows in (11, 13, 31):  # unlike any other size: equal ones would be taken for one
+        inputs = [torch.randn(rows, 1, 3), torch.randn(4, 5)]
+        arguments = (inputs, torch.randn(6, 8), torch.randn(6) if bias else None)
+        grad = torch.randn(rows, 4, 6)
+        found = reference.run(compiled, *arguments, grad)
+        eager = reference.run(function, *arguments, grad)
+        assert all(torch.equal(f, e) for f, e in zip(found, eager, strict=True))
+    assert len(graphs) == 1
+    targets = [node.target for node in graphs[0].graph.nodes]
+    assert torch.ops.mmfast.concat_linear.default in targets
+
+
+def test_compile_inductor():
+    torch._dynamo.reset()
+    layer = mmfast.nn.ConcatLinear([40, 24], 32, activation="gelu")
+    head = torch.nn.Linear(32, 3)
+    function = lambda x, y: head(torch.relu(layer([torch.sin(x), y])))  # noqa: E731
+    x, y = torch.randn(10, 40, requires_grad=True), torch.randn(10, 24)
+    compiled = torch.compile(function, fullgraph=True, dynamic=True)(x, y)
+    eager = function(x, y)
+    torch.testing.assert_close(compiled, eager)
+    (found,) = torch.autograd.grad(compiled.sum(), x)
+    (exact,) = torch.autograd.grad(eager.sum(), x)
+    torch.testing.assert_close(found, exact)
+
+
+def test_compile_autocast():
+    torch._dynamo.reset()
+
+    def function(x, y):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return concat_linear([x, y], W, B)
+
+    found = torch.compile(function, fullgraph=True, backend="aot_eager")(X, Y)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, function(X, Y))
+
+
+def test_double_backward_under_compile_is_refused_clearly():
+    torch._dynamo.reset()
+    weight = W.clone().requires_grad_()
+    compiled = torch.compile(
+        lambda x, y: concat_linear([x, y], weight), fullgraph=True, backend="aot_eager"
+    )
+    loss = compiled(X, Y).square().sum()
+    with pytest.raises(RuntimeError, match="double backward"):
+        sum(torch.autograd.grad(loss, weight, create_graph=True)).sum().backward()
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["non_strict", "strict"])
+def test_export(strict):
+    layer = mmfast.nn.ConcatLinear([3, 5], 6, activation="silu")
+    rows = torch.export.Dim("rows", min=2, max=4096)
+    program = torch.export.export(
+        layer, ((X, Y),), dynamic_shapes=(({0: rows}, {0: rows}),), strict=strict
+    )
+    inputs = (torch.randn(9, 3), torch.randn(9, 5))
+    assert torch.equal(program.module()(inputs), layer(inputs))
+    assert "mmfast.concat_linear" in str(program.graph)
+    program.module()(inputs).sum().backward()  # still differentiable
+    assert layer.weight.grad.abs().sum() > 0
+
+
+def test_func_transforms():
+    x, y = torch.randn(4, 3), torch.randn(4, 5)
+    weight = torch.randn(6, 8)
+    rows = torch.func.vmap(lambda a, b: concat_linear([a, b], weight, activation="tanh"))(x, y)
+    torch.testing.assert_close(rows, reference.concat_linear([x, y], weight, None, "tanh"))
+    found = torch.func.grad(lambda w: concat_linear([x, y], w).square().sum())(weight)
+    exact = torch.func.grad(lambda w: (torch.cat([x, y], -1) @ w.t()).square().sum())(weight)
+    torch.testing.assert_close(found, exact)
+
+
+def test_checkpoint():
+    layer = mmfast.nn.ConcatLinear([3, 5], 6, activation="gelu").double()
+    x, y = torch.randn(4, 3).double().requires_grad_(), torch.randn(4, 5).double()
+    run = lambda a, b: layer([a, b]).square().sum()  # noqa: E731
+    exact = torch.autograd.grad(run(x, y), [x, layer.weight])
+    kept = torch.utils.checkpoint.checkpoint(run, x, y, use_reentrant=False)
+    for found, expected in zip(torch.autograd.grad(kept, [x, layer.weight]), exact, strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_peak_memory_of_the_process():
+    """Counted outside torch's allocator too: resident memory never holds the concatenation."""
+    script = """
+        import resource, torch, mmfast
+        torch.set_num_threads(1)
+        inputs = [torch.zeros(200_000, 128) for _ in range(4)]  # 410 MB, and so would be their cat
+        weight = torch.zeros(8, 512)
+        mmfast.concat_linear([x[:4096] for x in inputs], weight)  # scratch and library warmed up
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        mmfast.concat_linear(inputs, weight)
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        assert grown < 40, f"{grown:.0f} MB more resident; the result is 6 MB"
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        torch.nn.functional.linear(torch.cat(inputs, -1), weight)
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        assert grown > 300, f"the measure does not see the concatenation: {grown:.0f} MB"
+    """
+    for dtype in ("", "torch.set_default_dtype(torch.bfloat16)"):
+        code = textwrap.dedent(script).replace("torch.set_num_threads(1)", dtype or "pass")
+        if dtype:
+            code = code.replace("> 300", "> 150")
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr

@@ -1,0 +1,129 @@
+"""The package as a whole: what importing it needs, and which way imports run."""
+
+import ast
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import mmfast
+
+ROOT = pathlib.Path(mmfast.__file__).parent
+
+# What a layer may import of mmfast, from the ground up.
+MAY_IMPORT = {
+    "ops": {"ops"},
+    "functional": {"ops", "functional"},
+    "nn": {"ops", "functional", "nn"},
+    "encoders": {"plugins", "encoders", "nn", "functional"},
+    "data": {"plugins", "encoders", "data"},
+    "train": {"plugins", "encoders", "data", "nn", "functional", "train"},
+    "doctor": {"ops", "doctor"},
+}
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name.split(".")[1] for name in found if name.startswith("mmfast.")} - {"_C"}
+
+
+def test_imports_run_one_way():
+    seen = set()
+    for path in ROOT.rglob("*.py"):
+        layer = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if layer in MAY_IMPORT:
+            seen.add(layer)
+            siblings = {p.name.removesuffix(".py") for p in ROOT.iterdir()}
+            reached = imports(path) & siblings
+            assert reached <= MAY_IMPORT[layer], (
+                f"{path.name} imports {reached - MAY_IMPORT[layer]}"
+            )
+    assert seen == set(MAY_IMPORT)
+
+
+def python(code: str, **options):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **options)
+
+
+def test_import_needs_only_torch_and_numpy():
+    code = """
+import sys, torch, numpy
+before = set(sys.modules)
+import mmfast
+mmfast.nn.ConcatLinear([2, 3], 4)([torch.ones(1, 2), torch.ones(1, 3)])
+new = {name.split(".")[0] for name in set(sys.modules) - before}
+print(sorted(new - set(sys.stdlib_module_names)))
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert [name for name in ast.literal_eval(done.stdout) if name not in ("torch", "numpy")] == [
+        "mmfast"
+    ]
+
+
+def test_version():
+    assert mmfast.__version__ == "0.1.0"
+
+
+def test_doctor():
+    done = subprocess.run(
+        [sys.executable, "-m", "mmfast.doctor", "--json"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["versions"]["mmfast"] == mmfast.__version__
+    assert report["kernels"]["loaded"].startswith("yes")
+    assert "baseline" in report["kernels"]["instruction sets"]
+    assert report["cuda"]["kernels"]
+    assert report["cuda"]["device"]
+
+
+def test_doctor_says_why_the_library_does_not_load():
+    code = """
+import sys
+sys.orig_argv = ["python", "-m", "mmfast.doctor"]
+sys.modules["mmfast._C"] = None  # what an unloadable extension looks like to the importer
+from mmfast import doctor
+sys.exit(doctor.main([]))
+"""
+    done = python(code)
+    assert done.returncode == 1, done.stderr
+    assert "loaded" in done.stdout
+    assert "no: mmfast's compiled library could not be loaded" in done.stdout
+
+
+def test_broken_library_is_told():
+    done = python("import sys; sys.modules['mmfast._C'] = None; import mmfast")
+    assert done.returncode == 1
+    assert "compiled library could not be loaded" in done.stderr
+    assert "make build" in done.stderr
+
+
+def test_old_torch_is_refused():
+    done = python("import torch; torch.__version__ = '2.9.1'; import mmfast")
+    assert done.returncode == 1
+    assert "mmfast needs torch 2.10 or newer, but torch is 2.9.1" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["concat_linear"])
+def test_one_operator_one_name(name):
+    """The same file name at every level."""
+    repository = ROOT.parent
+    if not (repository / "csrc").is_dir():
+        pytest.skip("not a source tree: the installed package has no csrc")
+    for path in (
+        f"csrc/cpu/{name}.cpp",
+        f"mmfast/ops/{name}.py",
+        f"mmfast/nn/{name}.py",
+        f"tests/ops/test_{name}.py",
+        f"tests/nn/test_{name}.py",
+        f"benchmarks/test_{name}.py",
+    ):
+        assert (repository / path).is_file(), path
