@@ -16,7 +16,7 @@ if _version < OLDEST_TORCH:
     )
 
 try:
-    from mmfast import _C as host
+    import mmfast._C as host
 except ImportError as error:
     raise ImportError(
         f"mmfast's compiled library could not be loaded ({error}). In a source tree, build it "

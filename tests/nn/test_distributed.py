@@ -62,7 +62,8 @@ def worker(rank: int, kind: str, port: int, path: str) -> None:
     }
     if rank == 0:
         torch.save({name.removeprefix("module."): p.detach() for name, p in values.items()}, path)
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # tearing gloo down aborts the process now and then, with plain torch models too
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
