@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/version.h>
 
+#include <algorithm>
+
 #include "cpu/concat_linear.h"
 #include "cpu/isa.h"
 
@@ -56,10 +58,17 @@ py::dict build_info() {
 
 py::dict concat_linear_plan(const std::vector<int64_t>& widths,
                             const std::vector<int64_t>& distinct_rows, int64_t rows, int64_t cols,
-                            int64_t element_size) {
-  const mmfast::Plan plan =
-      mmfast::plan_concat_linear(widths, distinct_rows, rows, cols, element_size);
-  constexpr const char* kMethods[] = {"empty", "tiny", "blocks"};
+                            const std::string& dtype) {
+  constexpr const char* kElements[] = {"float32", "float64", "bfloat16", "float16"};
+  const auto* element = std::find(std::begin(kElements), std::end(kElements), dtype);
+  if (element == std::end(kElements)) {
+    throw std::invalid_argument("dtype is '" + dtype +
+                                "'; it must be float32, float64, bfloat16 or float16");
+  }
+  const mmfast::Plan plan = mmfast::plan_concat_linear(
+      widths, distinct_rows, rows, cols, static_cast<mmfast::Element>(element - kElements),
+      mmfast::current_isa());
+  constexpr const char* kMethods[] = {"empty", "tiny", "kernel", "library"};
   py::list groups;
   for (const mmfast::Group& group : plan.groups) {
     py::dict entry;
@@ -88,6 +97,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("force_cpu_isa", &mmfast::force_isa, py::arg("name"),
         "Use this instruction set (empty: the widest one again). For tests.");
   m.def("concat_linear_plan", &concat_linear_plan, py::arg("widths"), py::arg("distinct_rows"),
-        py::arg("rows"), py::arg("cols"), py::arg("element_size"),
+        py::arg("rows"), py::arg("cols"), py::arg("dtype"),
         "Which way concat_linear takes on the CPU for inputs of these shapes, and why.");
 }

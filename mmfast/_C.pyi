@@ -11,5 +11,5 @@ def concat_linear_plan(
     distinct_rows: list[int],
     rows: int,
     cols: int,
-    element_size: int,
+    dtype: str,
 ) -> dict[str, Any]: ...

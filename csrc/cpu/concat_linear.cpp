@@ -1,15 +1,20 @@
 // concat_linear on the CPU: y = act(cat(inputs) weight^T + bias), the concatenation never built.
 //
-// The product is a sum over inputs, cat(x_1, x_2) W^T = x_1 W_1^T + x_2 W_2^T, so wide inputs are
-// multiplied by their slice of the weight and accumulated into the result by the library. Narrow
-// neighbours, and 16-bit inputs, whose partial sums would be rounded, are gathered into a
-// cache-sized block first. An input whose rows repeat is multiplied once per distinct row and added
-// in the epilogue, with bias and activation.
+// The product is a sum over inputs, cat(x_1, x_2) W^T = x_1 W_1^T + x_2 W_2^T. Where mmfast has a
+// matrix product of its own (gemm.h), one loop runs over the features of all inputs, and nothing is
+// written but the result. Elsewhere wide inputs are multiplied by their slice of the weight and
+// accumulated into the result by the library; narrow neighbours, and 16-bit inputs, whose partial
+// sums would be rounded, are gathered into a cache-sized block first.
+//
+// An input whose rows repeat is multiplied once per distinct row and added in the epilogue, with
+// bias and activation.
 #include "concat_linear_call.h"
+#include "gemm.h"
 #include "vector_math.h"
 
 #define MMFAST_ISA_SOURCE "concat_linear_kernels.h"
 #include "foreach_isa.h"
+#include "gemm_driver.h"
 
 namespace mmfast {
 namespace {
@@ -96,37 +101,91 @@ Matrix widened(const Call& call, const Matrix& x, std::optional<Tensor>& copy) {
   return matrix_of(*copy);
 }
 
+// Columns [plan.first_col, ...) of the result meet these rows of the weight, features in segments.
+auto weight_packer(const Call& call, const std::vector<int64_t>& members) {
+  return [&call, &members](const PanelPlan& plan, char* memory) {
+    for (int64_t i : members) {
+      const int64_t features = call.sources[i].matrix.cols;
+      const Matrix slice = call.weight_slice(call.sources[i].offset, features);
+      const Matrix rows = call.rows_of(slice, plan.first_col, plan.first_col + plan.cols);
+      call_pack_transposed(
+          call.dtype, PackArgs{static_cast<const char*>(rows.data),
+                               rows.row_stride * call.element_size, features, plan.cols, memory});
+      memory += steps_of(call, features) * 4 * kPanelCols;
+    }
+  };
+}
+
+// `out` = the product of `members`, with an epilogue; see run_gemm.
+void multiply_members(const Call& call, const std::vector<int64_t>& members, const Matrix& out,
+                      int64_t out_element_size, const GemmArgs& epilogue) {
+  std::vector<GemmSegment> segments;
+  int64_t steps = 0;
+  for (int64_t i : members) {
+    segments.push_back(segment_of(call, call.sources[i].matrix));
+    steps += steps_of(call, call.sources[i].matrix.cols);
+  }
+  std::vector<PanelPlan> panels;
+  add_panels(panels, 0, out.cols, static_cast<char*>(out.data), out.row_stride, out_element_size);
+  run_gemm(call, segments, steps, panels, weight_packer(call, members), epilogue,
+           out_element_size != call.element_size);
+}
+
 // The product of an input whose rows repeat: a row per distinct row, unrounded.
-Tensor multiply_distinct_rows(const Call& call, const Source& source) {
+Tensor multiply_distinct_rows(const Call& call, const Plan& plan, int64_t i) {
+  const Source& source = call.sources[i];
+  const Tensor product = empty_cpu({source.matrix.rows, call.shape.cols}, call.accumulator_code());
+  if (plan.method == Method::kernel) {
+    GemmArgs args{};
+    args.rows = source.matrix.rows;
+    args.cols = call.shape.cols;
+    multiply_members(call, {i}, matrix_of(product), 4, args);
+    return product;
+  }
   std::optional<Tensor> x_copy, weight_copy;
   const Matrix x = widened(call, source.matrix, x_copy);
   const Matrix weight =
       widened(call, call.weight_slice(source.offset, source.matrix.cols), weight_copy);
-  const Tensor product = empty_cpu({x.rows, call.shape.cols}, call.accumulator_code());
   matmul(matrix_of(product), x, weight.transposed(), call.accumulator_code());
   return product;
 }
 
-void forward_blocks(const Call& call, const Plan& plan, const Matrix& out, const void* bias,
-                    Activation activation, void* preactivation) {
+// The products that the epilogue adds.
+struct Addends {
+  std::vector<Tensor> products;
+  std::vector<const void*> data;
+  std::vector<std::vector<int64_t>> strides;
+};
+
+Addends multiply_repeated(const Call& call, const Plan& plan) {
   std::vector<bool> grouped(call.sources.size(), false);
   for (const Group& group : plan.groups) {
     for (int64_t i : group.members) {
       grouped[i] = true;
     }
   }
-  std::vector<Tensor> products;
-  std::vector<const void*> addends;
-  std::vector<std::vector<int64_t>> addend_strides;
+  Addends addends;
   for (size_t i = 0; i < call.sources.size(); ++i) {
     if (!grouped[i]) {
-      products.push_back(multiply_distinct_rows(call, call.sources[i]));
-      addends.push_back(products.back().const_data_ptr());
-      addend_strides.push_back(call.sources[i].strides);
+      addends.products.push_back(multiply_distinct_rows(call, plan, static_cast<int64_t>(i)));
+      addends.data.push_back(addends.products.back().const_data_ptr());
+      addends.strides.push_back(call.sources[i].strides);
     }
   }
+  return addends;
+}
+
+void finish_rows(const Call& call, const FinishArgs& args, int64_t rows) {
+  parallel_for(0, rows, grain(args.cols), [&](int64_t begin, int64_t end) {
+    MMFAST_DISPATCH(call.dtype, finish, args, begin, end);
+  });
+}
+
+void forward_library(const Call& call, const Plan& plan, const Matrix& out, const void* bias,
+                     Activation activation, void* preactivation) {
+  const Addends addends = multiply_repeated(call, plan);
   const bool has_product = !plan.groups.empty();
-  const bool finishing = !addends.empty() || !has_product || preactivation != nullptr ||
+  const bool finishing = !addends.data.empty() || !has_product || preactivation != nullptr ||
                          activation != Activation::none;
   const RowMapStorage rows(call.shape.batch, strides_of(call.sources));
   bool accumulate = false;
@@ -135,13 +194,34 @@ void forward_blocks(const Call& call, const Plan& plan, const Matrix& out, const
     accumulate = true;
   }
   if (finishing) {
-    const RowMapStorage addend_rows(call.shape.batch, addend_strides);
-    const FinishArgs args{out.data,           preactivation, bias,        addends.data(),
-                          addend_rows.view(), out.cols,      has_product, activation};
-    parallel_for(0, out.rows, grain(out.cols), [&](int64_t begin, int64_t end) {
-      MMFAST_DISPATCH(call.dtype, finish, args, begin, end);
-    });
+    const RowMapStorage addend_rows(call.shape.batch, addends.strides);
+    finish_rows(call,
+                FinishArgs{out.data, preactivation, bias, addends.data.data(), addend_rows.view(),
+                           out.cols, has_product, activation},
+                out.rows);
   }
+}
+
+void forward_kernel(const Call& call, const Plan& plan, const Matrix& out, const void* bias,
+                    Activation activation, void* preactivation) {
+  const Addends addends = multiply_repeated(call, plan);
+  const RowMapStorage addend_rows(call.shape.batch, addends.strides);
+  if (plan.groups.empty()) {
+    finish_rows(call,
+                FinishArgs{out.data, preactivation, bias, addends.data.data(), addend_rows.view(),
+                           out.cols, false, activation},
+                out.rows);
+    return;
+  }
+  GemmArgs args{};
+  args.rows = out.rows;
+  args.cols = out.cols;
+  args.bias = bias;
+  args.addends = addends.data.data();
+  args.addend_rows = addend_rows.view();
+  args.preactivation = preactivation;
+  args.activation = activation;
+  multiply_members(call, plan.groups[0].members, out, call.element_size, args);
 }
 
 void forward_tiny(const Call& call, const Matrix& out, const void* bias, Activation activation,
@@ -182,8 +262,10 @@ std::tuple<Tensor, Tensor> concat_linear(const std::vector<Tensor>& inputs, cons
   const Plan plan = plan_call(call);
   if (plan.method == Method::tiny) {
     forward_tiny(call, out, bias_data, activation, pre);
+  } else if (plan.method == Method::kernel) {
+    forward_kernel(call, plan, out, bias_data, activation, pre);
   } else {
-    forward_blocks(call, plan, out, bias_data, activation, pre);
+    forward_library(call, plan, out, bias_data, activation, pre);
   }
   return {result, preactivation};
 }

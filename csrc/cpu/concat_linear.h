@@ -6,24 +6,28 @@
 #include <vector>
 
 #include "../activation.h"
+#include "isa.h"
 #include "row_map.h"
+#include "scalar.h"
 
 namespace mmfast {
 
 // How the products of a problem are formed.
 enum class Method {
-  empty,   // nothing to multiply
-  tiny,    // own loop over rows: cheaper than one library call
-  blocks,  // library products, one per group of neighbouring inputs
+  empty,    // nothing to multiply
+  tiny,     // own loop over rows: cheaper than any set-up
+  kernel,   // own matrix product, one loop over the features of all inputs (gemm.h)
+  library,  // library products, one per group of inputs
 };
 
-// Inputs multiplied together. Several are gathered side by side, a block of rows at a time, into
-// scratch; one alone is multiplied in place. Inputs in no group have few distinct rows: each is
-// multiplied once per distinct row, and the epilogue adds those products where they belong.
+// Inputs multiplied together. For the library, several are gathered side by side, a block of rows
+// at a time, into scratch; one alone is multiplied in place. Inputs in no group have few distinct
+// rows: each is multiplied once per distinct row, and the epilogue adds those products where they
+// belong.
 struct Group {
   std::vector<int64_t> members;
   int64_t width;
-  int64_t block_rows;  // 0 for a group of one that has a row for every row of the result
+  int64_t block_rows;  // 0 where nothing is gathered
 };
 
 struct Plan {
@@ -33,10 +37,10 @@ struct Plan {
 };
 
 // For inputs that have features (widths above 0). `distinct_rows[i]`: how many different rows input
-// i has, out of `rows`; `element_size`: bytes of one element.
+// i has, out of `rows`.
 Plan plan_concat_linear(const std::vector<int64_t>& widths,
                         const std::vector<int64_t>& distinct_rows, int64_t rows, int64_t cols,
-                        int64_t element_size);
+                        Element element, Isa isa);
 
 // Kernel arguments. Pointers are to the element type unless said otherwise; rows are contiguous
 // and `cols` long unless a stride is given.
@@ -45,6 +49,12 @@ struct WidenArgs {
   void* out;  // contiguous, of the accumulator's type
   const void* x;
   int64_t row_stride;
+  int64_t cols;
+};
+
+struct NarrowArgs {
+  void* out;
+  const void* x;  // of the accumulator's type
   int64_t cols;
 };
 

@@ -3,10 +3,12 @@
 // With g the gradient before the activation: dx_i = g W_i, dW_i = g^T x_i, db = sum of g's rows.
 // For an input whose rows repeat, g is summed over the rows that share one before it is multiplied.
 #include "concat_linear_call.h"
+#include "gemm.h"
 #include "vector_math.h"
 
 #define MMFAST_ISA_SOURCE "concat_linear_kernels.h"
 #include "foreach_isa.h"
+#include "gemm_driver.h"
 
 namespace mmfast {
 namespace {
@@ -87,43 +89,133 @@ struct Wanted {
   void* bias = nullptr;
 };
 
-void backward_blocks(const Call& call, const Matrix& gradient, const Wanted& wanted) {
-  const Matrix grad_weight{wanted.weight, call.shape.cols, call.shape.width, call.shape.width};
+// The gradient summed over rows that share a distinct row. Kept from one request to the next: the
+// two products of an input nearly always agree on what is distinct.
+class SummedGradient {
+ public:
+  SummedGradient(const Call& call, const Matrix& gradient) : call_(call), gradient_(gradient) {}
+
+  Matrix by(const std::vector<int64_t>& strides, int64_t rows) {
+    if (rows == call_.shape.rows) {
+      return gradient_;
+    }
+    if (!sums_ || strides_ != strides) {
+      sums_ = empty_cpu({rows, gradient_.cols}, call_.dtype_code);
+      sum_rows_into(call_, gradient_, strides, rows, sums_->mutable_data_ptr());
+      strides_ = strides;
+    }
+    return matrix_of(*sums_);
+  }
+
+ private:
+  const Call& call_;
+  Matrix gradient_;
+  std::optional<Tensor> sums_;
+  std::vector<int64_t> strides_;
+};
+
+void bias_gradient(const Call& call, const Matrix& gradient, const Wanted& wanted) {
+  if (wanted.bias) {
+    sum_rows_into(call, gradient, std::vector<int64_t>(call.shape.batch.size(), 0), 1, wanted.bias);
+  }
+}
+
+void backward_library(const Call& call, const Matrix& gradient, const Wanted& wanted) {
   for (size_t i = 0; i < call.sources.size(); ++i) {
     const Source& source = call.sources[i];
     const int64_t width = source.matrix.cols;
-    // The gradient summed over rows that share a distinct row; kept between the two products,
-    // which nearly always agree on what is distinct.
-    std::optional<Tensor> sums;
-    Matrix summed{};
-    const std::vector<int64_t>* summed_by = nullptr;
-    const auto sum_by = [&](const std::vector<int64_t>& strides, int64_t rows) {
-      if (rows == call.shape.rows) {
-        return gradient;
-      }
-      if (!summed_by || *summed_by != strides) {
-        sums = empty_cpu({rows, gradient.cols}, call.dtype_code);
-        sum_rows_into(call, gradient, strides, rows, sums->mutable_data_ptr());
-        summed = matrix_of(*sums);
-        summed_by = &strides;
-      }
-      return summed;
-    };
+    SummedGradient summed(call, gradient);
     if (wanted.inputs[i]) {
-      const Matrix g = sum_by(source.grad_strides, source.grad_rows);
-      matmul(Matrix{wanted.inputs[i], source.grad_rows, width, width}, g,
+      matmul(Matrix{wanted.inputs[i], source.grad_rows, width, width},
+             summed.by(source.grad_strides, source.grad_rows),
              call.weight_slice(source.offset, width), call.dtype_code);
     }
     if (wanted.weight) {
-      const Matrix g = sum_by(source.strides, source.matrix.rows);
-      Matrix slice = grad_weight;
-      slice.data = static_cast<char*>(wanted.weight) + source.offset * call.element_size;
-      slice.cols = width;
-      matmul(slice, g.transposed(), source.matrix, call.dtype_code);
+      matmul(Matrix{static_cast<char*>(wanted.weight) + source.offset * call.element_size,
+                    call.shape.cols, width, call.shape.width},
+             summed.by(source.strides, source.matrix.rows).transposed(), source.matrix,
+             call.dtype_code);
     }
   }
-  if (wanted.bias) {
-    sum_rows_into(call, gradient, std::vector<int64_t>(call.shape.batch.size(), 0), 1, wanted.bias);
+}
+
+// Writes the gradients of inputs with one product, whose panels go to the inputs they belong to.
+void input_gradients(const Call& call, const Matrix& gradient, const Wanted& wanted,
+                     const std::vector<int64_t>& members) {
+  std::vector<PanelPlan> panels;
+  for (int64_t i : members) {
+    const Source& source = call.sources[i];
+    add_panels(panels, source.offset, source.matrix.cols, static_cast<char*>(wanted.inputs[i]),
+               source.matrix.cols, call.element_size);
+  }
+  GemmArgs args{};
+  args.rows = gradient.rows;
+  const auto pack = [&](const PanelPlan& plan, char* memory) {
+    const Matrix slice = call.weight_slice(plan.first_col, plan.cols);
+    call_pack_straight(
+        call.dtype, PackArgs{static_cast<const char*>(slice.data),
+                             slice.row_stride * call.element_size, slice.rows, plan.cols, memory});
+  };
+  run_gemm(call, {segment_of(call, gradient)}, steps_of(call, gradient.cols), panels, pack, args,
+           false);
+}
+
+// grad_weight's columns of the members, in float32.
+void weight_gradient(const Call& call, const Matrix& gradient, const std::vector<int64_t>& members,
+                     const Matrix& out) {
+  std::vector<GemmStrip> strips;
+  for (int64_t i : members) {
+    const Source& source = call.sources[i];
+    for (int64_t j = 0; j < source.matrix.cols; j += kPanelCols) {
+      strips.push_back(
+          GemmStrip{static_cast<const char*>(source.matrix.data) + j * call.element_size,
+                    source.matrix.row_stride * call.element_size,
+                    std::min(kPanelCols, source.matrix.cols - j),
+                    static_cast<float*>(out.data) + source.offset + j});
+    }
+  }
+  run_gemm_transposed(call, gradient, strips, out.row_stride);
+}
+
+void backward_kernel(const Call& call, const Matrix& gradient, const Wanted& wanted) {
+  const int64_t rows = call.shape.rows;
+  std::vector<int64_t> whole_inputs, whole_weights;
+  std::optional<Tensor> wide;  // the weight's gradient before rounding to 16 bits
+  Matrix grad_weight{wanted.weight, call.shape.cols, call.shape.width, call.shape.width};
+  if (wanted.weight && call.element_size == 2) {
+    wide = empty_cpu({call.shape.cols, call.shape.width}, call.accumulator_code());
+    grad_weight = matrix_of(*wide);
+  }
+  for (size_t i = 0; i < call.sources.size(); ++i) {
+    const Source& source = call.sources[i];
+    const int64_t index = static_cast<int64_t>(i);
+    SummedGradient summed(call, gradient);
+    if (wanted.inputs[i]) {
+      if (source.grad_rows == rows) {
+        whole_inputs.push_back(index);
+      } else {
+        input_gradients(call, summed.by(source.grad_strides, source.grad_rows), wanted, {index});
+      }
+    }
+    if (wanted.weight) {
+      if (source.matrix.rows == rows) {
+        whole_weights.push_back(index);
+      } else {
+        weight_gradient(call, summed.by(source.strides, source.matrix.rows), {index}, grad_weight);
+      }
+    }
+  }
+  if (!whole_inputs.empty()) {
+    input_gradients(call, gradient, wanted, whole_inputs);
+  }
+  if (!whole_weights.empty()) {
+    weight_gradient(call, gradient, whole_weights, grad_weight);
+  }
+  if (wide) {
+    const NarrowArgs args{wanted.weight, grad_weight.data, call.shape.width};
+    parallel_for(0, call.shape.cols, grain(call.shape.width), [&](int64_t begin, int64_t end) {
+      MMFAST_DISPATCH(call.dtype, narrow_rows, args, begin, end);
+    });
   }
 }
 
@@ -194,9 +286,14 @@ std::vector<Tensor> concat_linear_backward(const Tensor& grad, const std::vector
   const Gradient gradient = before_activation(call, grad, saved, activation);
   if (plan.method == Method::tiny) {
     backward_tiny(call, gradient.matrix, targets);
-  } else {
-    backward_blocks(call, gradient.matrix, targets);
+    return result;
   }
+  if (plan.method == Method::kernel) {
+    backward_kernel(call, gradient.matrix, targets);
+  } else {
+    backward_library(call, gradient.matrix, targets);
+  }
+  bias_gradient(call, gradient.matrix, targets);
   return result;
 }
 

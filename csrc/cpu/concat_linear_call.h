@@ -36,6 +36,19 @@ inline int64_t grain(int64_t elements_per_item) {
       break;                                          \
   }
 
+inline Element element_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return Element::float32;
+    case ScalarType::BFloat16:
+      return Element::bfloat16;
+    case ScalarType::Half:
+      return Element::float16;
+    default:
+      return Element::float64;
+  }
+}
+
 // What every step below needs to know of one call.
 struct Call {
   const ConcatLinearShape& shape;
@@ -89,7 +102,7 @@ inline Plan plan_call(const Call& call) {
     distinct_rows.push_back(source.matrix.rows);
   }
   return plan_concat_linear(widths, distinct_rows, call.shape.rows, call.shape.cols,
-                            call.element_size);
+                            element_of(call.dtype), current_isa());
 }
 
 // Scratch for a tiny problem, in elements of the accumulator's type; see the tiny kernels.

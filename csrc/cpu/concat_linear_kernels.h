@@ -84,6 +84,15 @@ void widen_rows(const WidenArgs& args, int64_t begin, int64_t end) {
   }
 }
 
+// Rows begin..end of x, rounded.
+template <typename T>
+void narrow_rows(const NarrowArgs& args, int64_t begin, int64_t end) {
+  for (int64_t m = begin; m < end; ++m) {
+    store_tile(static_cast<T*>(args.out) + m * args.cols,
+               static_cast<const accumulator_t<T>*>(args.x) + m * args.cols, args.cols);
+  }
+}
+
 // out[m] = act(out[m] + bias + sum of the addends' rows), rows begin..end; see FinishArgs.
 template <typename T>
 void finish(const FinishArgs& args, int64_t begin, int64_t end) {
@@ -363,5 +372,7 @@ void tiny_backward(const TinyArgs& args) {
     }
   }
 }
+
+#include "gemm_kernels.h"
 
 #undef MMFAST_EACH_ACTIVATION

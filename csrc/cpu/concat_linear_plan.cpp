@@ -1,5 +1,5 @@
-// Which way concat_linear takes on the CPU, and why: decided by shapes and element size alone, so
-// that the same call always takes the same way.
+// Which way concat_linear takes on the CPU, and why: decided by shapes, element type and
+// instruction set alone, so that the same call always takes the same way.
 #include <algorithm>
 
 #include "concat_linear.h"
@@ -15,9 +15,9 @@ constexpr int64_t kTinyProducts = 32 * 1024;
 constexpr int64_t kNarrow = 128;
 
 // An input whose rows repeat this often is worth a product, and an epilogue, of its own. With
-// 16-bit elements that product is made in float32, which the library multiplies more slowly.
+// 16-bit elements the library makes that product in float32, more slowly than the others.
 constexpr int64_t kRepeats = 2;
-constexpr int64_t kHalfRepeats = 8;
+constexpr int64_t kHalfLibraryRepeats = 8;
 
 constexpr int64_t kBlockBytes = 1 << 20;
 
@@ -42,34 +42,22 @@ std::vector<Group> runs(const std::vector<int64_t>& members, const std::vector<i
   return groups;
 }
 
-}  // namespace
+bool has_own_kernel(Element element, Isa isa) {
+  switch (element) {
+    case Element::float32:
+      return isa >= Isa::avx512;
+    case Element::bfloat16:
+      return isa == Isa::avx512_bf16;
+    default:
+      return false;
+  }
+}
 
-Plan plan_concat_linear(const std::vector<int64_t>& widths,
-                        const std::vector<int64_t>& distinct_rows, int64_t rows, int64_t cols,
-                        int64_t element_size) {
+Plan library_plan(const std::vector<int64_t>& widths, const std::vector<int64_t>& distinct_rows,
+                  const std::vector<int64_t>& members, int64_t rows, Element element) {
   Plan plan;
-  const bool half = element_size == 2;
-  const int64_t repeats = half ? kHalfRepeats : kRepeats;
-  const int64_t count = static_cast<int64_t>(widths.size());
-  int64_t width = 0;
-  std::vector<int64_t> members;  // the inputs that are not left to the epilogue
-  for (int64_t i = 0; i < count; ++i) {
-    width += widths[i];
-    if (distinct_rows[i] > rows / repeats) {
-      members.push_back(i);
-    }
-  }
-  if (rows == 0 || cols == 0 || width == 0) {
-    plan.why = "the result is empty or no input has features";
-    return plan;
-  }
-  if (rows * cols <= kTinyProducts / width) {
-    plan.method = Method::tiny;
-    plan.why = "at most " + std::to_string(kTinyProducts) + " multiply-adds: own loop";
-    return plan;
-  }
-  plan.method = Method::blocks;
-  if (half && !members.empty()) {
+  plan.method = Method::library;
+  if (element_size(element) == 2 && !members.empty()) {
     int64_t together = 0;
     for (int64_t i : members) {
       together += widths[i];
@@ -82,8 +70,49 @@ Plan plan_concat_linear(const std::vector<int64_t>& widths,
   }
   for (Group& group : plan.groups) {
     if (group.members.size() > 1 || distinct_rows[group.members[0]] != rows) {
-      group.block_rows = block_rows(group.width, element_size, rows);
+      group.block_rows = block_rows(group.width, element_size(element), rows);
     }
+  }
+  return plan;
+}
+
+}  // namespace
+
+Plan plan_concat_linear(const std::vector<int64_t>& widths,
+                        const std::vector<int64_t>& distinct_rows, int64_t rows, int64_t cols,
+                        Element element, Isa isa) {
+  Plan plan;
+  const int64_t count = static_cast<int64_t>(widths.size());
+  int64_t width = 0;
+  for (int64_t w : widths) {
+    width += w;
+  }
+  if (rows == 0 || cols == 0 || width == 0) {
+    plan.why = "the result is empty or no input has features";
+    return plan;
+  }
+  if (rows * cols <= kTinyProducts / width) {
+    plan.method = Method::tiny;
+    plan.why = "at most " + std::to_string(kTinyProducts) + " multiply-adds: own loop";
+    return plan;
+  }
+  const bool own = has_own_kernel(element, isa);
+  const int64_t repeats = !own && element_size(element) == 2 ? kHalfLibraryRepeats : kRepeats;
+  std::vector<int64_t> members;  // the inputs that are not left to the epilogue
+  int64_t together = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (distinct_rows[i] > rows / repeats) {
+      members.push_back(i);
+      together += widths[i];
+    }
+  }
+  if (!own) {
+    return library_plan(widths, distinct_rows, members, rows, element);
+  }
+  plan.method = Method::kernel;
+  plan.why = "one loop over the features of all inputs, accumulated in registers";
+  if (!members.empty()) {
+    plan.groups = {Group{members, together, 0}};
   }
   return plan;
 }

@@ -13,12 +13,16 @@
 namespace mmfast {
 namespace {
 
+#define MMFAST_ISA_LEVEL 0
 namespace isa_baseline {
 #include MMFAST_ISA_SOURCE
 }
+#undef MMFAST_ISA_LEVEL
 
 #if MMFAST_HAVE_X86_ISAS
 
+// clang-format off
+#define MMFAST_ISA_LEVEL 1
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
@@ -30,10 +34,15 @@ namespace isa_avx2 {
 }
 #if defined(__clang__)
 #pragma clang attribute pop
-#pragma clang attribute push( \
-    __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq"))), apply_to = function)
 #else
 #pragma GCC pop_options
+#endif
+#undef MMFAST_ISA_LEVEL
+
+#define MMFAST_ISA_LEVEL 2
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq"))), apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
 #endif
@@ -45,7 +54,26 @@ namespace isa_avx512 {
 #else
 #pragma GCC pop_options
 #endif
+#undef MMFAST_ISA_LEVEL
 
+#define MMFAST_ISA_LEVEL 3
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,prefer-vector-width=512")
+#endif
+namespace isa_avx512_bf16 {
+#include MMFAST_ISA_SOURCE
+}
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#undef MMFAST_ISA_LEVEL
+
+// clang-format on
 #endif  // MMFAST_HAVE_X86_ISAS
 
 }  // namespace

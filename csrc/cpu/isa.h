@@ -10,7 +10,9 @@
 
 namespace mmfast {
 
-enum class Isa : int { baseline = 0, avx2 = 1, avx512 = 2 };
+// amx uses the kernels of avx512_bf16; it says that the library multiplies bfloat16 in tiles, which
+// vector kernels do not reach.
+enum class Isa : int { baseline = 0, avx2 = 1, avx512 = 2, avx512_bf16 = 3, amx = 4 };
 
 // The instruction set in use: the widest one found, or the one forced.
 Isa current_isa();
@@ -30,18 +32,22 @@ const char* isa_name(Isa isa);
 //   MMFAST_ISA_CALL(concat_linear::finish<float>, rows, ...)
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define MMFAST_HAVE_X86_ISAS 1
-#define MMFAST_ISA_CALL(kernel, ...)       \
-  do {                                     \
-    switch (::mmfast::current_isa()) {     \
-      case ::mmfast::Isa::avx512:          \
-        isa_avx512::kernel(__VA_ARGS__);   \
-        break;                             \
-      case ::mmfast::Isa::avx2:            \
-        isa_avx2::kernel(__VA_ARGS__);     \
-        break;                             \
-      default:                             \
-        isa_baseline::kernel(__VA_ARGS__); \
-    }                                      \
+#define MMFAST_ISA_CALL(kernel, ...)          \
+  do {                                        \
+    switch (::mmfast::current_isa()) {        \
+      case ::mmfast::Isa::amx:                \
+      case ::mmfast::Isa::avx512_bf16:        \
+        isa_avx512_bf16::kernel(__VA_ARGS__); \
+        break;                                \
+      case ::mmfast::Isa::avx512:             \
+        isa_avx512::kernel(__VA_ARGS__);      \
+        break;                                \
+      case ::mmfast::Isa::avx2:               \
+        isa_avx2::kernel(__VA_ARGS__);        \
+        break;                                \
+      default:                                \
+        isa_baseline::kernel(__VA_ARGS__);    \
+    }                                         \
   } while (false)
 #else
 #define MMFAST_HAVE_X86_ISAS 0

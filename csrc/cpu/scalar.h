@@ -18,6 +18,13 @@ struct Float16 {
   uint16_t bits;
 };
 
+// The element types by name, for what is decided at run time.
+enum class Element : int { float32, float64, bfloat16, float16 };
+
+inline int64_t element_size(Element element) {
+  return element == Element::float64 ? 8 : element == Element::float32 ? 4 : 2;
+}
+
 // The type in which a kernel computes and accumulates.
 template <typename T>
 struct Accumulator {

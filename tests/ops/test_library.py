@@ -59,8 +59,9 @@ def test_isa_changes_the_kernel():
     assert not torch.equal(results["baseline"], results["avx2"])
 
 
-def plan(widths, distinct, rows, cols, size=4):
-    return host.concat_linear_plan(widths, distinct, rows, cols, size)
+def plan(widths, distinct, rows, cols, dtype="float64"):
+    """float64 has no kernel of its own, so that every machine plans the library's products."""
+    return host.concat_linear_plan(widths, distinct, rows, cols, dtype)
 
 
 def test_plan():
@@ -68,21 +69,39 @@ def test_plan():
     assert plan([3, 5], [4, 4], 4, 6)["method"] == "tiny"
     assert plan([3, 5], [0, 0], 0, 6)["method"] == "empty"
     wide = plan([512, 300], [1000, 1000], 1000, 64)
-    assert wide["method"] == "blocks"
+    assert wide["method"] == "library"
     assert [(g["inputs"], g["block_rows"]) for g in wide["groups"]] == [([0], 0), ([1], 0)]
     narrow = plan([512, 64, 64, 64], [1000] * 4, 1000, 64)
     assert [g["inputs"] for g in narrow["groups"]] == [[0], [1, 2, 3]]
     assert narrow["groups"][1]["block_rows"] > 0
-    half = plan([512, 300, 64], [1000] * 3, 1000, 64, size=2)
+    half = plan([512, 300, 64], [1000] * 3, 1000, 64, "float16")
     assert [g["inputs"] for g in half["groups"]] == [[0, 1, 2]]
     assert "16-bit" in half["why"]
     broadcast = plan([512, 300], [1000, 10], 1000, 64)
     assert [g["inputs"] for g in broadcast["groups"]] == [[0]]
     assert plan([512, 300], [10, 20], 200, 64)["groups"] == []
+    with pytest.raises(ValueError, match="dtype is 'int8'; it must be float32"):
+        plan([3], [3], 3, 3, "int8")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "isas"),
+    [
+        ("float32", {"avx512", "avx512_bf16", "amx"}),
+        ("bfloat16", {"avx512_bf16"}),
+        ("float16", set()),
+        ("float64", set()),
+    ],
+)
+def test_plan_by_instruction_set(isa, dtype, isas):
+    """Own products where this instruction set has them, the library's elsewhere."""
+    found = plan([512, 300], [1000, 1000], 1000, 64, dtype)
+    assert found["method"] == ("kernel" if isa in isas else "library")
+    assert found["why"]
 
 
 def test_plan_bounds_scratch():
     for widths in ([64] * 26, [2048, 768], [100] * 900, [200_000, 3]):
-        for size in (2, 4, 8):
-            for group in plan(widths, [10**6] * len(widths), 10**6, 64, size)["groups"]:
+        for dtype, size in (("float16", 2), ("float64", 8)):
+            for group in plan(widths, [10**6] * len(widths), 10**6, 64, dtype)["groups"]:
                 assert group["block_rows"] * group["width"] * size <= 4 << 20

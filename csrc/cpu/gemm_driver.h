@@ -1,0 +1,159 @@
+// Runs the kernels of gemm.h over a problem: packs, divides the work among threads, keeps scratch
+// within bounds. Included after foreach_isa.h, by the file whose copies of the kernels it calls.
+#pragma once
+
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "concat_linear_call.h"
+#include "gemm.h"
+
+namespace mmfast {
+namespace {
+
+constexpr int64_t kCacheBytes = 256 * 1024;  // of a core's second-level cache, for one operand
+
+// The kernels by element type: plans ask for them only where this machine has them.
+inline void call_gemm(ScalarType dtype, bool to_float, const GemmArgs& args, int64_t begin,
+                      int64_t end) {
+#if MMFAST_HAVE_X86_ISAS
+  if (dtype == ScalarType::Float) {
+    isa_avx512::gemm<float, float>(args, begin, end);
+  } else if (to_float) {
+    isa_avx512_bf16::gemm<BFloat16, float>(args, begin, end);
+  } else {
+    isa_avx512_bf16::gemm<BFloat16, BFloat16>(args, begin, end);
+  }
+#endif
+}
+
+inline void call_pack_transposed(ScalarType dtype, const PackArgs& args) {
+#if MMFAST_HAVE_X86_ISAS
+  dtype == ScalarType::Float ? isa_avx512::pack_transposed<float>(args)
+                             : isa_avx512_bf16::pack_transposed<BFloat16>(args);
+#endif
+}
+
+inline void call_pack_straight(ScalarType dtype, const PackArgs& args) {
+#if MMFAST_HAVE_X86_ISAS
+  dtype == ScalarType::Float ? isa_avx512::pack_straight<float>(args)
+                             : isa_avx512_bf16::pack_straight<BFloat16>(args);
+#endif
+}
+
+inline void call_gemm_transposed(ScalarType dtype, const GemmTransposedArgs& args, int64_t begin,
+                                 int64_t end, char* panel, char* pairs) {
+#if MMFAST_HAVE_X86_ISAS
+  dtype == ScalarType::Float
+      ? isa_avx512::gemm_transposed<float>(args, begin, end, panel, pairs)
+      : isa_avx512_bf16::gemm_transposed<BFloat16>(args, begin, end, panel, pairs);
+#endif
+}
+
+// Scratch while it is small, else memory that is given back.
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes) {
+    if (bytes <= kScratchLimit) {
+      data_ = static_cast<char*>(scratch(bytes));
+    } else {
+      tensor_ = empty_cpu({(bytes + 3) / 4}, aoti_torch_dtype_float32());
+      data_ = static_cast<char*>(tensor_->mutable_data_ptr());
+    }
+  }
+  char* data() const { return data_; }
+
+ private:
+  std::optional<Tensor> tensor_;
+  char* data_;
+};
+
+inline int64_t steps_of(const Call& call, int64_t features) {
+  return (features * call.element_size + 3) / 4;
+}
+
+inline GemmSegment segment_of(const Call& call, const Matrix& x) {
+  const bool odd = call.element_size == 2 && x.cols % 2 == 1;
+  return GemmSegment{static_cast<const char*>(x.data), x.row_stride * call.element_size, 4,
+                     x.cols * call.element_size / 4, odd};
+}
+
+// Where a panel's columns come from, and go to.
+struct PanelPlan {
+  int64_t first_col;  // in the right matrix
+  int64_t cols;
+  char* out;
+  int64_t out_stride;
+  int64_t col;
+};
+
+// Cuts `cols` columns into panels.
+inline void add_panels(std::vector<PanelPlan>& panels, int64_t first_col, int64_t cols, char* out,
+                       int64_t out_row_stride, int64_t out_element_size) {
+  for (int64_t j = 0; j < cols; j += kPanelCols) {
+    panels.push_back(PanelPlan{first_col + j, std::min(kPanelCols, cols - j),
+                               out + j * out_element_size, out_row_stride * out_element_size, j});
+  }
+}
+
+// out = act(left right + ...): `left` in segments, `pack(panel plan, memory)` fills one panel of
+// `steps` steps. `args` brings rows and epilogue. `to_float`: the result is float32 whatever the
+// element type.
+template <typename Pack>
+void run_gemm(const Call& call, const std::vector<GemmSegment>& segments, int64_t steps,
+              const std::vector<PanelPlan>& plans, const Pack& pack, GemmArgs args, bool to_float) {
+  const int64_t panel_bytes = steps * 4 * kPanelCols;
+  const int64_t count = static_cast<int64_t>(plans.size());
+  const int64_t chunk = std::clamp<int64_t>(kScratchLimit / panel_bytes, 1, count);
+  const Workspace workspace(chunk * panel_bytes);
+  std::vector<GemmPanel> panels(chunk);
+  args.segments = segments.data();
+  args.segment_count = static_cast<int64_t>(segments.size());
+  args.panels = panels.data();
+  const int64_t fit = kCacheBytes / (steps * 4);
+  args.block_rows = std::max<int64_t>(kTileRows, fit / kTileRows * kTileRows);
+  const int64_t blocks = (args.rows + args.block_rows - 1) / args.block_rows;
+  const int64_t threads = torch::stable::get_num_threads();
+  for (int64_t first = 0; first < count; first += chunk) {
+    args.panel_count = std::min(chunk, count - first);
+    parallel_for(0, args.panel_count, grain(steps * kPanelCols), [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) {
+        const PanelPlan& plan = plans[first + p];
+        char* memory = workspace.data() + p * panel_bytes;
+        pack(plan, memory);
+        panels[p] =
+            GemmPanel{memory, 4 * kPanelCols, plan.cols, plan.out, plan.out_stride, plan.col};
+      }
+    });
+    // Enough units for every thread; which there are does not change any bit of the result.
+    args.panel_groups = std::clamp<int64_t>(4 * threads / blocks, 1, args.panel_count);
+    const int64_t units = blocks * args.panel_groups;
+    const int64_t work = std::min(args.rows, args.block_rows) * steps * kPanelCols *
+                         args.panel_count / args.panel_groups;
+    parallel_for(0, units, grain(work / 8), [&](int64_t begin, int64_t end) {
+      call_gemm(call.dtype, to_float, args, begin, end);
+    });
+  }
+}
+
+// weight gradient = grad^T inputs, in float32: strips of the inputs' columns against all of grad.
+inline void run_gemm_transposed(const Call& call, const Matrix& grad,
+                                const std::vector<GemmStrip>& strips, int64_t out_stride) {
+  const int64_t fit = kCacheBytes / (grad.cols * 4) / 2 * 2;
+  const GemmTransposedArgs args{
+      static_cast<const char*>(grad.data), grad.rows, grad.cols, strips.data(), out_stride,
+      std::clamp<int64_t>(fit, 32, 1024)};
+  const int64_t panel_bytes = args.block_rows * 4 * kPanelCols;
+  const int64_t count = static_cast<int64_t>(strips.size());
+  parallel_for(
+      0, count, grain(grad.rows * grad.cols * kPanelCols / 8), [&](int64_t begin, int64_t end) {
+        const int64_t pairs_bytes = call.element_size == 2 ? args.block_rows * 2 * grad.cols : 0;
+        const Workspace workspace(panel_bytes + pairs_bytes);
+        call_gemm_transposed(call.dtype, args, begin, end, workspace.data(),
+                             workspace.data() + panel_bytes);
+      });
+}
+
+}  // namespace
+}  // namespace mmfast

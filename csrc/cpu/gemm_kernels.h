@@ -1,0 +1,314 @@
+// The kernels behind gemm.h. Included once per instruction set, inside a namespace; see
+// foreach_isa.h. Only the AVX-512 copies hold anything: elsewhere the library's products are used.
+
+#if MMFAST_ISA_LEVEL >= 2
+
+typedef float Vector __attribute__((vector_size(64), aligned(4)));
+typedef uint32_t Words __attribute__((vector_size(64), aligned(4)));
+
+// One multiply-add: 16 columns, one feature in float, two in bfloat16.
+template <typename T>
+MMFAST_INLINE Vector multiply_add(Vector sum, uint32_t a, Words b) {
+#if MMFAST_ISA_LEVEL >= 3
+  if constexpr (sizeof(T) == 2) {
+    return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(static_cast<int>(a)),
+                                    (__m512bh)b);
+  }
+#endif
+  return sum + float_from_bits(a) * (Vector)b;
+}
+
+MMFAST_INLINE uint32_t load_word(const char* p) {
+  uint32_t word;
+  __builtin_memcpy(&word, p, 4);
+  return word;
+}
+
+MMFAST_INLINE uint32_t load_half_word(const char* p) {
+  uint16_t half;
+  __builtin_memcpy(&half, p, 2);
+  return half;
+}
+
+// After this many steps a sum moves from registers to memory: one running sum over thousands of
+// features would lose digits that the library's blocked sums keep.
+constexpr int64_t kSumSteps = 128;
+
+template <int rows, int vectors>
+MMFAST_INLINE void flush(Vector (&sum)[rows][vectors], float* c, int64_t ldc, bool add) {
+  for (int i = 0; i < rows; ++i) {
+    for (int v = 0; v < vectors; ++v) {
+      Vector* to = (Vector*)(c + i * ldc + 16 * v);
+      *to = add ? *to + sum[i][v] : sum[i][v];
+      sum[i][v] = Vector{};
+    }
+  }
+}
+
+// c = (or, with `add`, c +=) the product of `rows` rows of the segments and 16 * vectors columns of
+// b, whose steps are b_stride bytes apart.
+template <typename T, int rows, int vectors>
+void multiply_tile(const GemmSegment* segments, int64_t count, const char* b, int64_t b_stride,
+                   float* c, int64_t ldc, bool add) {
+  Vector sum[rows][vectors] = {};
+  int64_t left_to_sum = kSumSteps;
+  for (int64_t s = 0; s < count; ++s) {
+    const char* a = segments[s].a;
+    const int64_t row_stride = segments[s].row_stride;
+    const int64_t step_stride = segments[s].step_stride;
+    for (int64_t left_in_segment = segments[s].steps; left_in_segment > 0;) {
+      if (left_to_sum == 0) {
+        flush(sum, c, ldc, add);
+        add = true;
+        left_to_sum = kSumSteps;
+      }
+      const int64_t steps = left_in_segment < left_to_sum ? left_in_segment : left_to_sum;
+      left_in_segment -= steps;
+      left_to_sum -= steps;
+      for (int64_t step = 0; step < steps; ++step) {
+        Words right[vectors];
+        for (int v = 0; v < vectors; ++v) {
+          right[v] = *(const Words*)(b + 64 * v);
+        }
+#pragma GCC unroll 14
+        for (int i = 0; i < rows; ++i) {
+          const uint32_t left = load_word(a + i * row_stride);
+          for (int v = 0; v < vectors; ++v) {
+            sum[i][v] = multiply_add<T>(sum[i][v], left, right[v]);
+          }
+        }
+        a += step_stride;
+        b += b_stride;
+      }
+    }
+    if (segments[s].odd) {
+      for (int i = 0; i < rows; ++i) {
+        const uint32_t left = load_half_word(a + i * row_stride);
+        for (int v = 0; v < vectors; ++v) {
+          sum[i][v] = multiply_add<T>(sum[i][v], left, *(const Words*)(b + 64 * v));
+        }
+      }
+      b += b_stride;
+    }
+  }
+  flush(sum, c, ldc, add);
+}
+
+template <typename T, int rows = kTileRows>
+MMFAST_INLINE void multiply_rows(int64_t count_rows, int64_t cols, const GemmSegment* segments,
+                                 int64_t count, const char* b, int64_t b_stride, float* c,
+                                 int64_t ldc, bool add) {
+  if constexpr (rows > 0) {
+    if (count_rows == rows) {
+      if (cols > 16) {
+        multiply_tile<T, rows, 2>(segments, count, b, b_stride, c, ldc, add);
+      } else {
+        multiply_tile<T, rows, 1>(segments, count, b, b_stride, c, ldc, add);
+      }
+    } else {
+      multiply_rows<T, rows - 1>(count_rows, cols, segments, count, b, b_stride, c, ldc, add);
+    }
+  }
+}
+
+// Units of work begin..end; a unit is a block of rows by a group of panels.
+template <typename T, typename Out>
+void gemm(const GemmArgs& args, int64_t begin, int64_t end) {
+  alignas(64) float tile[kTileRows * kPanelCols];
+  GemmSegment inline_segments[8];
+  GemmSegment* here =
+      args.segment_count <= 8 ? inline_segments : new GemmSegment[args.segment_count];
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t group = unit % args.panel_groups;
+    const int64_t first_row = unit / args.panel_groups * args.block_rows;
+    const int64_t last_row =
+        first_row + args.block_rows < args.rows ? first_row + args.block_rows : args.rows;
+    const int64_t first_panel = args.panel_count * group / args.panel_groups;
+    const int64_t last_panel = args.panel_count * (group + 1) / args.panel_groups;
+    for (int64_t p = first_panel; p < last_panel; ++p) {
+      const GemmPanel& panel = args.panels[p];
+      for (int64_t m = first_row; m < last_row; m += kTileRows) {
+        const int64_t rows = last_row - m < kTileRows ? last_row - m : kTileRows;
+        for (int64_t s = 0; s < args.segment_count; ++s) {
+          here[s] = args.segments[s];
+          here[s].a += m * here[s].row_stride;
+        }
+        multiply_rows<T>(rows, panel.cols, here, args.segment_count, panel.b, panel.b_stride, tile,
+                         kPanelCols, false);
+        if (args.bias) {
+          for (int64_t i = 0; i < rows; ++i) {
+            add_tile(tile + i * kPanelCols, static_cast<const T*>(args.bias) + panel.col,
+                     panel.cols);
+          }
+        }
+        if (args.addend_rows.sources) {
+          RowCursor cursor(args.addend_rows, m);
+          for (int64_t i = 0; i < rows; ++i, cursor.next()) {
+            for (int64_t s = 0; s < args.addend_rows.sources; ++s) {
+              add_tile(tile + i * kPanelCols,
+                       static_cast<const float*>(args.addends[s]) + cursor.row[s] * args.cols +
+                           panel.col,
+                       panel.cols);
+            }
+          }
+        }
+        if (args.preactivation) {
+          for (int64_t i = 0; i < rows; ++i) {
+            store_tile(static_cast<Out*>(args.preactivation) + (m + i) * args.cols + panel.col,
+                       tile + i * kPanelCols, panel.cols);
+          }
+        }
+        MMFAST_EACH_ACTIVATION(args.activation, activate_tile, tile, rows * kPanelCols)
+        for (int64_t i = 0; i < rows; ++i) {
+          store_tile(reinterpret_cast<Out*>(panel.out + (m + i) * panel.out_stride),
+                     tile + i * kPanelCols, panel.cols);
+        }
+      }
+    }
+  }
+  if (here != inline_segments) {
+    delete[] here;
+  }
+}
+
+// Transposes 16 rows of 16 words.
+MMFAST_INLINE void transpose_words(__m512i* r) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+
+// Packs rows of x as columns: panel[step][column] is the step's features of row `column`. The rows
+// beyond args.cols, and the second feature of an odd last step, are zero.
+template <typename T>
+void pack_transposed(const PackArgs& args) {
+  const int64_t bytes = args.rows * static_cast<int64_t>(sizeof(T));  // of one column
+  const int64_t steps = (bytes + 3) / 4;
+  for (int64_t step = 0; step < steps; step += 16) {
+    const int64_t here = bytes - 4 * step < 64 ? bytes - 4 * step : 64;
+    const int64_t words = (here + 3) / 4;
+    const __mmask64 mask = here == 64 ? ~uint64_t{0} : (uint64_t{1} << here) - 1;
+    for (int64_t half = 0; half < 2; ++half) {
+      __m512i r[16];
+      for (int64_t i = 0; i < 16; ++i) {
+        const int64_t col = 16 * half + i;
+        r[i] = col < args.cols
+                   ? _mm512_maskz_loadu_epi8(mask, args.x + col * args.row_stride + 4 * step)
+                   : _mm512_setzero_si512();
+      }
+      transpose_words(r);
+      for (int64_t i = 0; i < words; ++i) {
+        _mm512_storeu_si512(args.panel + ((step + i) * kPanelCols + 16 * half) * 4, r[i]);
+      }
+    }
+  }
+}
+
+// Packs columns of x as they are: panel[step][column] holds one row of x (two, for bfloat16).
+template <typename T>
+void pack_straight(const PackArgs& args) {
+  const __mmask64 mask =
+      args.cols * sizeof(T) >= 64 ? ~uint64_t{0} : (uint64_t{1} << (args.cols * sizeof(T))) - 1;
+  if constexpr (sizeof(T) == 4) {
+    const __mmask64 rest =
+        args.cols > 16
+            ? (args.cols == 32 ? ~uint64_t{0} : (uint64_t{1} << (4 * (args.cols - 16))) - 1)
+            : 0;
+    for (int64_t row = 0; row < args.rows; ++row) {
+      const char* x = args.x + row * args.row_stride;
+      char* to = args.panel + row * kPanelCols * 4;
+      _mm512_storeu_si512(to, _mm512_maskz_loadu_epi8(mask, x));
+      _mm512_storeu_si512(to + 64, _mm512_maskz_loadu_epi8(rest, x + 64));
+    }
+  } else {
+    const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40,
+                                         8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+    for (int64_t row = 0; row < args.rows; row += 2) {
+      const char* x = args.x + row * args.row_stride;
+      const __m512i first = _mm512_maskz_loadu_epi8(mask, x);
+      const __m512i second = row + 1 < args.rows
+                                 ? _mm512_maskz_loadu_epi8(mask, x + args.row_stride)
+                                 : _mm512_setzero_si512();
+      char* to = args.panel + row / 2 * kPanelCols * 4;
+      _mm512_storeu_si512(to, _mm512_permutex2var_epi16(first, low, second));
+      _mm512_storeu_si512(to + 64, _mm512_permutex2var_epi16(first, high, second));
+    }
+  }
+}
+
+// out[n][k] += sum over rows of grad[row][n] x[row][k] for strips begin..end. Rows go by blocks,
+// so that a block of grad stays in cache while every strip meets it. `panel` holds a block of one
+// strip, `pairs` (bfloat16) a block of grad with rows taken two by two.
+template <typename T>
+void gemm_transposed(const GemmTransposedArgs& args, int64_t begin, int64_t end, char* panel,
+                     char* pairs) {
+  constexpr int64_t features = 4 / sizeof(T);
+  alignas(64) float tile[kTileRows * kPanelCols];
+  for (int64_t row = 0; row < args.rows; row += args.block_rows) {
+    const int64_t rows = args.rows - row < args.block_rows ? args.rows - row : args.block_rows;
+    const int64_t steps = (rows + features - 1) / features;
+    GemmSegment left{args.grad + row * args.cols * 4, 4, args.cols * 4, steps, false};
+    if constexpr (sizeof(T) == 2) {
+      const T* grad = reinterpret_cast<const T*>(args.grad) + row * args.cols;
+      uint32_t* to = reinterpret_cast<uint32_t*>(pairs);
+      for (int64_t step = 0; step < steps; ++step) {
+        const T* first = grad + 2 * step * args.cols;
+        const bool both = 2 * step + 1 < rows;
+        const T* second = both ? first + args.cols : first;
+        const uint32_t keep = both ? 0xffffffffu : 0xffffu;
+        for (int64_t n = 0; n < args.cols; ++n) {
+          to[step * args.cols + n] =
+              (first[n].bits | static_cast<uint32_t>(second[n].bits) << 16) & keep;
+        }
+      }
+      left.a = pairs;
+    }
+    for (int64_t s = begin; s < end; ++s) {
+      const GemmStrip& strip = args.strips[s];
+      pack_straight<T>(
+          PackArgs{strip.x + row * strip.row_stride, strip.row_stride, rows, strip.cols, panel});
+      for (int64_t n = 0; n < args.cols; n += kTileRows) {
+        const int64_t count = args.cols - n < kTileRows ? args.cols - n : kTileRows;
+        GemmSegment segment = left;
+        segment.a += 4 * n;
+        float* out = strip.out + n * args.out_stride;
+        if (strip.cols == kPanelCols) {
+          multiply_rows<T>(count, strip.cols, &segment, 1, panel, 4 * kPanelCols, out,
+                           args.out_stride, row > 0);
+          continue;
+        }
+        multiply_rows<T>(count, strip.cols, &segment, 1, panel, 4 * kPanelCols, tile, kPanelCols,
+                         false);
+        for (int64_t i = 0; i < count; ++i) {
+          for (int64_t k = 0; k < strip.cols; ++k) {
+            const float sum = tile[i * kPanelCols + k];
+            out[i * args.out_stride + k] = row > 0 ? out[i * args.out_stride + k] + sum : sum;
+          }
+        }
+      }
+    }
+  }
+}
+
+#endif  // MMFAST_ISA_LEVEL
