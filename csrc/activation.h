@@ -1,7 +1,7 @@
 // The activations that an operator can fuse behind its result.
 #pragma once
 
-#include <cstring>
+#include <string_view>
 
 namespace mmfast {
 
@@ -10,9 +10,9 @@ enum class Activation : int { none, relu, gelu, gelu_tanh, silu, tanh, sigmoid, 
 constexpr const char* kActivationNames[] = {"none", "relu", "gelu",   "gelu_tanh",
                                             "silu", "tanh", "sigmoid"};
 
-inline Activation parse_activation(const char* name) {
+inline Activation parse_activation(std::string_view name) {
   for (int i = 0; i < static_cast<int>(Activation::unknown); ++i) {
-    if (std::strcmp(name, kActivationNames[i]) == 0) {
+    if (name == kActivationNames[i]) {
       return static_cast<Activation>(i);
     }
   }

@@ -48,12 +48,23 @@ inline void check_floating(const torch::stable::Tensor& t, const std::string& na
                   "; it must be float32, float64, bfloat16 or float16");
 }
 
-// `t` lives where `reference` does, with the same dtype, dense.
-inline void check_alike(const torch::stable::Tensor& t, const std::string& name,
-                        const torch::stable::Tensor& reference, const char* reference_name) {
-  STD_TORCH_CHECK(t.scalar_type() == reference.scalar_type(), name, " has dtype ",
-                  torch::headeronly::toString(t.scalar_type()), " but ", reference_name, " has ",
-                  torch::headeronly::toString(reference.scalar_type()), "; they must be equal");
+// A tensor may outlive its memory: storages can be resized to nothing.
+template <typename Name>
+void check_storage(const torch::stable::Tensor& t, const Name& name) {
+  int32_t device = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device));
+  if (device == aoti_torch_device_type_meta() || t.numel() == 0) {
+    return;
+  }
+  int64_t bytes = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
+  STD_TORCH_CHECK(
+      bytes > 0, name(),
+      " has elements but no memory: its storage was freed; compute with it before that");
+}
+
+inline void check_device(const torch::stable::Tensor& t, const std::string& name,
+                         const torch::stable::Tensor& reference, const char* reference_name) {
   int32_t type = 0;
   int32_t reference_type = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
@@ -61,6 +72,15 @@ inline void check_alike(const torch::stable::Tensor& t, const std::string& name,
   STD_TORCH_CHECK(type == reference_type && t.get_device_index() == reference.get_device_index(),
                   name, " is on another device than ", reference_name,
                   "; they must be on the same one");
+}
+
+// `t` lives where `reference` does, with the same dtype.
+inline void check_alike(const torch::stable::Tensor& t, const std::string& name,
+                        const torch::stable::Tensor& reference, const char* reference_name) {
+  STD_TORCH_CHECK(t.scalar_type() == reference.scalar_type(), name, " has dtype ",
+                  torch::headeronly::toString(t.scalar_type()), " but ", reference_name, " has ",
+                  torch::headeronly::toString(reference.scalar_type()), "; they must be equal");
+  check_device(t, name, reference, reference_name);
 }
 
 // The shape that the shapes broadcast to, by the rules of numpy and PyTorch.

@@ -31,12 +31,15 @@ struct ConcatLinearShape {
   }
 };
 
+// `index[j]` picks the rows of inputs[indexed[j]], whose batch shape it gives.
 inline ConcatLinearShape check_concat_linear(const std::vector<Tensor>& inputs,
-                                             const Tensor& weight) {
+                                             const Tensor& weight, const std::vector<Tensor>& index,
+                                             const std::vector<int64_t>& indexed) {
   STD_TORCH_CHECK(!inputs.empty(), "inputs is empty; it must hold at least one tensor");
   STD_TORCH_CHECK(weight.dim() == 2, "weight has shape ", shape_string(weight),
                   "; it must be 2-d, (out_features, sum of the inputs' last sizes)");
   check_floating(weight, "weight");
+  check_storage(weight, [] { return "weight"; });
   ConcatLinearShape shape;
   shape.cols = weight.size(0);
   std::vector<std::vector<int64_t>> batches;
@@ -49,6 +52,7 @@ inline ConcatLinearShape check_concat_linear(const std::vector<Tensor>& inputs,
       STD_TORCH_CHECK(!sizes.empty(), name, " is 0-d; it must be (*batch, features)");
       check_alike(inputs[i], name, weight, "weight");
     }
+    check_storage(inputs[i], [i] { return "inputs[" + std::to_string(i) + "]"; });
     shape.offsets.push_back(shape.width);
     shape.width += sizes.back();
     sizes.pop_back();
@@ -57,6 +61,23 @@ inline ConcatLinearShape check_concat_linear(const std::vector<Tensor>& inputs,
   STD_TORCH_CHECK(shape.width == weight.size(1), "weight has ", weight.size(1),
                   " columns but the inputs' last sizes add up to ", shape.width,
                   "; they must be equal");
+  STD_TORCH_CHECK(index.size() == indexed.size(), "index holds ", index.size(),
+                  " tensors but indexed names ", indexed.size(), " inputs; they must be equal");
+  for (size_t j = 0; j < index.size(); ++j) {
+    const int64_t i = indexed[j];
+    STD_TORCH_CHECK(
+        i >= 0 && i < static_cast<int64_t>(inputs.size()) && (j == 0 || indexed[j - 1] < i),
+        "indexed holds ", i, "; it must ascend within 0 .. ", inputs.size() - 1);
+    const std::string name = "index[" + std::to_string(i) + "]";
+    STD_TORCH_CHECK(index[j].scalar_type() == torch::headeronly::ScalarType::Long, name,
+                    " has dtype ", torch::headeronly::toString(index[j].scalar_type()),
+                    "; it must be int64");
+    check_device(index[j], name, weight, "weight");
+    check_storage(index[j], [&] { return name; });
+    STD_TORCH_CHECK(inputs[i].dim() == 2, "inputs[", i, "] has shape ", shape_string(inputs[i]),
+                    "; an indexed input must be 2-d, (rows, features)");
+    batches[i] = sizes_of(index[j]);
+  }
   shape.batch = broadcast_shape(batches);
   for (int64_t size : shape.batch) {
     shape.rows *= size;
@@ -70,11 +91,12 @@ inline void check_bias(const std::optional<Tensor>& bias, const Tensor& weight) 
                     shape_string(*bias), "; it must be (", weight.size(0), ",), a value per row ",
                     "of weight");
     check_alike(*bias, "bias", weight, "weight");
+    check_storage(*bias, [] { return "bias"; });
   }
 }
 
 inline Activation check_activation(const std::string& name) {
-  const Activation activation = parse_activation(name.c_str());
+  const Activation activation = parse_activation(name);
   STD_TORCH_CHECK(activation != Activation::unknown, "activation is '", name,
                   "'; it must be none, relu, gelu, gelu_tanh, silu, tanh or sigmoid");
   return activation;

@@ -12,17 +12,18 @@
 // An operator's overload no_autograd is the same kernel without an autograd formula: eager mode
 // supplies one through torch.autograd.Function, which costs a third of a registered one per call.
 STABLE_TORCH_LIBRARY(mmfast, m) {
+  // `index[j]` picks the rows of inputs[indexed[j]]; both lists are empty where none is indexed.
   // `training` asks for what backward needs besides the result: the second output, else empty.
   m.def(
-      "concat_linear(Tensor[] inputs, Tensor weight, Tensor? bias, str activation, bool training) "
-      "-> (Tensor, Tensor)");
+      "concat_linear(Tensor[] inputs, Tensor weight, Tensor? bias, Tensor[] index, int[] indexed, "
+      "str activation, bool training) -> (Tensor, Tensor)");
   m.def(
-      "concat_linear.no_autograd(Tensor[] inputs, Tensor weight, Tensor? bias, str activation, "
-      "bool training) -> (Tensor, Tensor)");
+      "concat_linear.no_autograd(Tensor[] inputs, Tensor weight, Tensor? bias, Tensor[] index, "
+      "int[] indexed, str activation, bool training) -> (Tensor, Tensor)");
   // `wanted`: positions of the gradients to compute, 0 .. n-1 the inputs, n weight, n+1 bias.
   m.def(
       "concat_linear_backward(Tensor grad, Tensor[] inputs, Tensor weight, Tensor saved, "
-      "str activation, int[] wanted) -> Tensor[]");
+      "Tensor[] index, int[] indexed, str activation, int[] wanted) -> Tensor[]");
 }
 
 namespace py = pybind11;
@@ -59,6 +60,11 @@ py::dict build_info() {
 py::dict concat_linear_plan(const std::vector<int64_t>& widths,
                             const std::vector<int64_t>& distinct_rows, int64_t rows, int64_t cols,
                             const std::string& dtype) {
+  if (widths.size() != distinct_rows.size()) {
+    throw std::invalid_argument("distinct_rows has " + std::to_string(distinct_rows.size()) +
+                                " entries but widths has " + std::to_string(widths.size()) +
+                                "; they must be equal");
+  }
   constexpr const char* kElements[] = {"float32", "float64", "bfloat16", "float16"};
   const auto* element = std::find(std::begin(kElements), std::end(kElements), dtype);
   if (element == std::end(kElements)) {

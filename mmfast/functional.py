@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from mmfast.ops import concat_linear as _concat_linear
 from mmfast.ops.concat_linear import ACTIVATIONS
@@ -20,6 +21,7 @@ def concat_linear(
     bias: Tensor | None = None,
     *,
     activation: str = "none",
+    index: Sequence[Tensor | None] | None = None,
 ) -> Tensor:
     r"""Linear map of the concatenation of ``inputs``, which is never built.
 
@@ -34,6 +36,9 @@ def concat_linear(
         weight: (N, sum of K_i), columns in the order of ``inputs``, as in ``nn.Linear``.
         bias: (N,) or None.
         activation: ``none``, ``relu``, ``gelu``, ``gelu_tanh``, ``silu``, ``tanh`` or ``sigmoid``.
+        index: per input None, or an int64 or int32 tensor of any shape whose entries pick rows of
+            an input of shape (R_i, K_i): the same as giving ``input[index]``, but where an index
+            names rows several times each is multiplied once. Its shape is the input's batch shape.
 
     All tensors share one dtype (float32, float64, bfloat16 or float16) and one device, except under
     ``torch.autocast``, which converts them. 16-bit types accumulate in float32.
@@ -44,6 +49,7 @@ def concat_linear(
     Raises:
         TypeError: an argument is not a tensor of a supported dtype.
         ValueError: shapes, dtypes or devices do not fit, or the activation is unknown.
+        IndexError: an entry of ``index`` is negative or beyond the rows of its input.
 
     Only the needed gradients are computed. Backward keeps the inputs, the weight and, where the
     activation needs it, one tensor of the result's size. Double backward works, through plain
@@ -58,21 +64,37 @@ def concat_linear(
     try:
         if isinstance(inputs, Tensor):  # a tensor can be iterated over: it would pass as its rows
             raise TypeError
-        if torch.is_autocast_enabled(weight.device.type):
+        device = weight.device.type
+        if device != "meta" and torch.is_autocast_enabled(device):
             inputs, weight, bias = _autocast(inputs, weight, bias)
+        if _transformed():
+            _concat_linear.check_arguments(inputs, weight, bias, activation, index)
+            return _concat_linear.decomposed(inputs, weight, bias, activation, index)
+        picked, indexed = _NO_INDEX if index is None else _concat_linear.split_index(index)
         training = torch.is_grad_enabled() and _any_requires_grad(inputs, weight, bias)
         if torch.compiler.is_compiling():
-            return _concat_linear.traced(inputs, weight, bias, activation, training)[0]
-        if torch._C._are_functorch_transforms_active():
-            return _concat_linear.decomposed(inputs, weight, bias, activation)
+            arguments = (inputs, weight, bias, picked, indexed, activation, training)
+            return _concat_linear.traced(*arguments)[0]
         if training:
-            return _concat_linear.ConcatLinearFunction.apply(activation, weight, bias, *inputs)
-        return _concat_linear.eager(inputs, weight, bias, activation, False)[0]
+            return _concat_linear.ConcatLinearFunction.apply(
+                activation, picked, indexed, weight, bias, *inputs
+            )
+        return _concat_linear.eager(inputs, weight, bias, picked, indexed, activation, False)[0]
     except (AttributeError, RuntimeError, TypeError):
         # Something refused the arguments: say why in the user's terms. Checking only now keeps
         # calls cheap; the kernels check whatever could do harm.
-        _concat_linear.check_arguments(inputs, weight, bias, activation)
+        _concat_linear.check_arguments(inputs, weight, bias, activation, index)
+        if index is not None and not torch.compiler.is_compiling():
+            _concat_linear.check_index_range(inputs, index)
         raise
+
+
+_NO_INDEX: tuple[list[Tensor], list[int]] = ([], [])
+
+
+def _transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, which operators do not see."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _any_requires_grad(inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> bool:

@@ -95,16 +95,19 @@ def test_unknown_activation(activation, grad):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([], W, None, "none", False), "inputs is empty"),
-        (([X, Y], W[0], None, "none", False), r"weight has shape \(8,\)"),
-        (([X, X], W, None, "none", False), "8 columns .* add up to 6"),
-        (([X, Y[:3]], W, None, "none", False), r"inputs\[1\] has batch shape \(3,\).*\(4,\)"),
-        (([X, Y.double()], W, None, "none", False), r"inputs\[1\] has dtype Double.*Float"),
-        (([X.long(), Y.long()], W.long(), None, "none", False), "weight has dtype Long"),
-        (([X, torch.tensor(1.0)], W, None, "none", False), r"inputs\[1\] is 0-d"),
-        (([X, Y], W, B[:2], "none", False), r"bias has shape \(2,\).*\(6,\)"),
-        (([X, Y], W, B.half(), "none", False), "bias has dtype Half"),
-        (([X, Y], W, None, "swish", False), "activation is 'swish'"),
+        (([], W, None, [], [], "none", False), "inputs is empty"),
+        (([X, Y], W[0], None, [], [], "none", False), r"weight has shape \(8,\)"),
+        (([X, X], W, None, [], [], "none", False), "8 columns .* add up to 6"),
+        (
+            ([X, Y[:3]], W, None, [], [], "none", False),
+            r"inputs\[1\] has batch shape \(3,\).*\(4,\)",
+        ),
+        (([X, Y.double()], W, None, [], [], "none", False), r"inputs\[1\] has dtype Double.*Float"),
+        (([X.long(), Y.long()], W.long(), None, [], [], "none", False), "weight has dtype Long"),
+        (([X, torch.tensor(1.0)], W, None, [], [], "none", False), r"inputs\[1\] is 0-d"),
+        (([X, Y], W, B[:2], [], [], "none", False), r"bias has shape \(2,\).*\(6,\)"),
+        (([X, Y], W, B.half(), [], [], "none", False), "bias has dtype Half"),
+        (([X, Y], W, None, [], [], "swish", False), "activation is 'swish'"),
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else "",
 )
@@ -128,7 +131,9 @@ def test_operator_guards_itself(arguments, message):
 )
 def test_backward_operator_guards_itself(grad, saved, activation, wanted, message):
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.mmfast.concat_linear_backward.default(grad, [X, Y], W, saved, activation, wanted)
+        torch.ops.mmfast.concat_linear_backward.default(
+            grad, [X, Y], W, saved, [], [], activation, wanted
+        )
 
 
 def test_inputs_may_be_a_tuple():

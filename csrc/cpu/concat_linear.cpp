@@ -31,7 +31,7 @@ void gather_block(const Call& call, const Group& group, const RowMap& rows, int6
         const Matrix& x = call.sources[i].matrix;
         std::memcpy(
             target,
-            static_cast<const char*>(x.data) + cursor.row[i] * x.row_stride * call.element_size,
+            static_cast<const char*>(x.data) + cursor.at(i) * x.row_stride * call.element_size,
             x.cols * call.element_size);
         target += x.cols * call.element_size;
       }
@@ -80,25 +80,13 @@ void multiply_group(const Call& call, const Group& group, const RowMap& rows, co
     multiply(out, call.sources[group.members[0]].matrix);
     return;
   }
-  char* block = static_cast<char*>(scratch(group.block_rows * group.width * call.element_size));
+  const Workspace workspace(group.block_rows * group.width * call.element_size);
+  char* block = workspace.data();
   for (int64_t begin = 0; begin < out.rows; begin += group.block_rows) {
     const int64_t end = std::min(out.rows, begin + group.block_rows);
     gather_block(call, group, rows, begin, end, block);
     multiply(call.rows_of(out, begin, end), Matrix{block, end - begin, group.width, group.width});
   }
-}
-
-// The matrix in the accumulator's type: itself, or for 16-bit elements a copy that `copy` keeps.
-Matrix widened(const Call& call, const Matrix& x, std::optional<Tensor>& copy) {
-  if (call.element_size > 2) {
-    return x;
-  }
-  copy = empty_cpu({x.rows, x.cols}, call.accumulator_code());
-  const WidenArgs args{copy->mutable_data_ptr(), x.data, x.row_stride, x.cols};
-  parallel_for(0, x.rows, grain(x.cols), [&](int64_t begin, int64_t end) {
-    MMFAST_DISPATCH(call.dtype, widen_rows, args, begin, end);
-  });
-  return matrix_of(*copy);
 }
 
 // Columns [plan.first_col, ...) of the result meet these rows of the weight, features in segments.
@@ -155,6 +143,7 @@ struct Addends {
   std::vector<Tensor> products;
   std::vector<const void*> data;
   std::vector<std::vector<int64_t>> strides;
+  std::vector<const int64_t*> index;
 };
 
 Addends multiply_repeated(const Call& call, const Plan& plan) {
@@ -170,6 +159,7 @@ Addends multiply_repeated(const Call& call, const Plan& plan) {
       addends.products.push_back(multiply_distinct_rows(call, plan, static_cast<int64_t>(i)));
       addends.data.push_back(addends.products.back().const_data_ptr());
       addends.strides.push_back(call.sources[i].strides);
+      addends.index.push_back(call.sources[i].index);
     }
   }
   return addends;
@@ -187,25 +177,28 @@ void forward_library(const Call& call, const Plan& plan, const Matrix& out, cons
   const bool has_product = !plan.groups.empty();
   const bool finishing = !addends.data.empty() || !has_product || preactivation != nullptr ||
                          activation != Activation::none;
-  const RowMapStorage rows(call.shape.batch, strides_of(call.sources));
+  // The library adds the bias before it rounds; what the epilogue adds meets a rounded product.
+  const bool bias_in_product = addends.data.empty() && has_product;
+  const RowMapStorage rows(call.shape.batch, strides_of(call.sources), index_of(call.sources));
   bool accumulate = false;
   for (const Group& group : plan.groups) {
-    multiply_group(call, group, rows.view(), out, finishing ? nullptr : bias, accumulate);
+    multiply_group(call, group, rows.view(), out, bias_in_product ? bias : nullptr, accumulate);
     accumulate = true;
   }
   if (finishing) {
-    const RowMapStorage addend_rows(call.shape.batch, addends.strides);
-    finish_rows(call,
-                FinishArgs{out.data, preactivation, bias, addends.data.data(), addend_rows.view(),
-                           out.cols, has_product, activation},
-                out.rows);
+    const RowMapStorage addend_rows(call.shape.batch, addends.strides, addends.index);
+    finish_rows(
+        call,
+        FinishArgs{out.data, preactivation, bias_in_product ? nullptr : bias, addends.data.data(),
+                   addend_rows.view(), out.cols, has_product, activation},
+        out.rows);
   }
 }
 
 void forward_kernel(const Call& call, const Plan& plan, const Matrix& out, const void* bias,
                     Activation activation, void* preactivation) {
   const Addends addends = multiply_repeated(call, plan);
-  const RowMapStorage addend_rows(call.shape.batch, addends.strides);
+  const RowMapStorage addend_rows(call.shape.batch, addends.strides, addends.index);
   if (plan.groups.empty()) {
     finish_rows(call,
                 FinishArgs{out.data, preactivation, bias, addends.data.data(), addend_rows.view(),
@@ -227,7 +220,7 @@ void forward_kernel(const Call& call, const Plan& plan, const Matrix& out, const
 void forward_tiny(const Call& call, const Matrix& out, const void* bias, Activation activation,
                   void* preactivation) {
   const std::vector<TinySource> sources = tiny_sources(call);
-  const RowMapStorage rows(call.shape.batch, strides_of(call.sources));
+  const RowMapStorage rows(call.shape.batch, strides_of(call.sources), index_of(call.sources));
   TinyArgs args = tiny_args(call, sources, rows.view(), false);
   args.out = out.data;
   args.preactivation = preactivation;
@@ -238,14 +231,16 @@ void forward_tiny(const Call& call, const Matrix& out, const void* bias, Activat
 
 std::tuple<Tensor, Tensor> concat_linear(const std::vector<Tensor>& inputs, const Tensor& weight,
                                          const std::optional<Tensor>& bias,
+                                         const std::vector<Tensor>& index,
+                                         const std::vector<int64_t>& indexed,
                                          const std::string& activation_name, bool training) {
   const Activation activation = check_activation(activation_name);
-  const ConcatLinearShape shape = check_concat_linear(inputs, weight);
+  const ConcatLinearShape shape = check_concat_linear(inputs, weight, index, indexed);
   check_bias(bias, weight);
   const bool keep = training && saved_for_backward(activation) == Saved::preactivation;
 
   const Tensor usable_weight = with_unit_column_stride(weight);
-  const std::vector<Source> sources = make_sources(inputs, shape);
+  std::vector<Source> sources = make_sources(inputs, index, indexed, shape);
   const Call call = make_call(shape, sources, usable_weight);
   const Tensor result = empty_cpu(shape.output_sizes(), call.dtype_code);
   const Tensor preactivation =
@@ -260,6 +255,9 @@ std::tuple<Tensor, Tensor> concat_linear(const std::vector<Tensor>& inputs, cons
   }
 
   const Plan plan = plan_call(call);
+  if (plan.method != Method::tiny) {
+    gather_first(call, sources);
+  }
   if (plan.method == Method::tiny) {
     forward_tiny(call, out, bias_data, activation, pre);
   } else if (plan.method == Method::kernel) {

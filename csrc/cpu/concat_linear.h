@@ -54,7 +54,8 @@ struct WidenArgs {
 
 struct NarrowArgs {
   void* out;
-  const void* x;  // of the accumulator's type
+  int64_t out_stride;
+  const void* x;  // contiguous, of the accumulator's type
   int64_t cols;
 };
 
@@ -81,6 +82,7 @@ struct ActivationBackwardArgs {
 
 struct SumRowsArgs {
   void* out;      // [kept rows][cols]
+  bool wide;      // out is of the accumulator's type
   void* partial;  // [kept rows][chunks][cols], in the accumulator's type
   const void* x;
   int64_t row_stride;
@@ -89,6 +91,16 @@ struct SumRowsArgs {
   int64_t count;  // rows summed into each kept row
   int64_t chunks;
   int64_t cols;
+};
+
+struct SumSegmentsArgs {
+  void* out;  // [segments][cols]
+  bool wide;  // out is of the accumulator's type
+  const void* x;
+  int64_t row_stride;
+  int64_t cols;
+  const int64_t* order;  // rows of x, those of one segment after another
+  const int64_t* first;  // [segments + 1]: where each segment starts in order
 };
 
 struct TinySource {

@@ -16,7 +16,7 @@ namespace {
 // The sum of the rows of x (one per row of the batch) that share a distinct row by `strides`;
 // with no strides at all, the sum of all rows.
 void sum_rows_into(const Call& call, const Matrix& x, const std::vector<int64_t>& strides,
-                   int64_t kept_rows, void* out) {
+                   int64_t kept_rows, void* out, bool wide) {
   std::vector<int64_t> kept_sizes, kept_rows_of_x, summed_sizes, summed_rows_of_x;
   int64_t rows = 1;
   for (size_t d = call.shape.batch.size(); d-- > 0;) {
@@ -35,10 +35,9 @@ void sum_rows_into(const Call& call, const Matrix& x, const std::vector<int64_t>
   const int64_t accumulator_size = call.dtype == ScalarType::Double ? 2 : 1;
   const Tensor partial =
       empty_cpu({kept_rows * chunks, x.cols * accumulator_size}, aoti_torch_dtype_float32());
-  const SumRowsArgs args{out,         partial.mutable_data_ptr(),
-                         x.data,      x.row_stride,
-                         kept.view(), summed.view(),
-                         count,       chunks,
+  const SumRowsArgs args{out,           wide,         partial.mutable_data_ptr(),
+                         x.data,        x.row_stride, kept.view(),
+                         summed.view(), count,        chunks,
                          x.cols};
   parallel_for(
       0, kept_rows * chunks, grain(x.cols * std::max<int64_t>(1, count / chunks)),
@@ -89,52 +88,141 @@ struct Wanted {
   void* bias = nullptr;
 };
 
-// The gradient summed over rows that share a distinct row. Kept from one request to the next: the
-// two products of an input nearly always agree on what is distinct.
+// out[row] = the sum of x's rows at whose place the index says `row`. Sorted by counting, so that
+// every sum has one order.
+void sum_segments_into(const Matrix& x, ScalarType dtype, const Source& source, void* out,
+                       bool wide) {
+  const auto* index = static_cast<const int64_t*>(source.index_tensor->const_data_ptr());
+  std::vector<int64_t> first(source.all_rows + 1, 0);
+  std::vector<int64_t> order(source.entries);
+  for (int64_t e = 0; e < source.entries; ++e) {
+    ++first[index[e] + 1];
+  }
+  for (int64_t row = 0; row < source.all_rows; ++row) {
+    first[row + 1] += first[row];
+  }
+  std::vector<int64_t> next(first.begin(), first.end() - 1);
+  for (int64_t e = 0; e < source.entries; ++e) {
+    order[next[index[e]]++] = e;
+  }
+  const SumSegmentsArgs args{out, wide, x.data, x.row_stride, x.cols, order.data(), first.data()};
+  const int64_t mean = source.entries / std::max<int64_t>(1, source.all_rows) + 1;
+  parallel_for(0, source.all_rows, grain(x.cols * mean), [&](int64_t begin, int64_t end) {
+    MMFAST_DISPATCH(dtype, sum_segments, args, begin, end);
+  });
+}
+
+// Some rows of the gradient: of the element type, or, `wide`, sums in the accumulator's.
+struct GradientRows {
+  Matrix matrix;
+  bool wide;
+};
+
+// The gradient summed over rows that share a row of an input. Sums of 16-bit values stay in
+// float32: they may not fit 16 bits, and what they are multiplied with may cancel. Kept from one
+// request to the next: the two products of an input nearly always agree on what is shared.
 class SummedGradient {
  public:
-  SummedGradient(const Call& call, const Matrix& gradient) : call_(call), gradient_(gradient) {}
+  SummedGradient(const Call& call, const Source& source, const Matrix& gradient)
+      : call_(call), source_(source), gradient_(gradient), wide_(call.element_size == 2) {}
 
-  Matrix by(const std::vector<int64_t>& strides, int64_t rows) {
-    if (rows == call_.shape.rows) {
-      return gradient_;
-    }
-    if (!sums_ || strides_ != strides) {
-      sums_ = empty_cpu({rows, gradient_.cols}, call_.dtype_code);
-      sum_rows_into(call_, gradient_, strides, rows, sums_->mutable_data_ptr());
-      strides_ = strides;
-    }
-    return matrix_of(*sums_);
+  // A row per row of the input's gradient.
+  GradientRows for_input() {
+    return source_.index ? by_index() : by(source_.grad_strides, source_.grad_rows);
+  }
+  // A row per row of the input's matrix.
+  GradientRows for_weight() {
+    return source_.index ? by_index() : by(source_.strides, source_.matrix.rows);
   }
 
  private:
+  GradientRows by(const std::vector<int64_t>& strides, int64_t rows) {
+    if (rows == call_.shape.rows) {
+      return {gradient_, false};
+    }
+    if (!sums_ || strides_ != strides) {
+      sums_ = empty_cpu({rows, gradient_.cols}, call_.accumulator_code());
+      sum_rows_into(call_, gradient_, strides, rows, sums_->mutable_data_ptr(), wide_);
+      strides_ = strides;
+    }
+    return {matrix_of(*sums_), wide_};
+  }
+
+  GradientRows by_index() {
+    if (!indexed_sums_) {
+      indexed_sums_ = empty_cpu({source_.all_rows, gradient_.cols}, call_.accumulator_code());
+      const GradientRows entries = by(source_.strides, source_.entries);
+      sum_segments_into(entries.matrix, entries.wide ? ScalarType::Float : call_.dtype, source_,
+                        indexed_sums_->mutable_data_ptr(), wide_);
+    }
+    return {matrix_of(*indexed_sums_), wide_};
+  }
+
   const Call& call_;
+  const Source& source_;
   Matrix gradient_;
+  bool wide_;
   std::optional<Tensor> sums_;
   std::vector<int64_t> strides_;
+  std::optional<Tensor> indexed_sums_;
 };
 
 void bias_gradient(const Call& call, const Matrix& gradient, const Wanted& wanted) {
   if (wanted.bias) {
-    sum_rows_into(call, gradient, std::vector<int64_t>(call.shape.batch.size(), 0), 1, wanted.bias);
+    sum_rows_into(call, gradient, std::vector<int64_t>(call.shape.batch.size(), 0), 1, wanted.bias,
+                  false);
   }
 }
 
+// target = g W_i by the library
+void input_gradient(const Call& call, const Source& source, const GradientRows& g, void* target) {
+  const Matrix weight = call.weight_slice(source.offset, source.matrix.cols);
+  const Matrix out{target, g.matrix.rows, weight.cols, weight.cols};
+  if (!g.wide) {
+    matmul(out, g.matrix, weight, call.dtype_code);
+    return;
+  }
+  std::optional<Tensor> copy;
+  const Matrix wide_weight = widened(call, weight, copy);
+  const Tensor product = empty_cpu({out.rows, out.cols}, call.accumulator_code());
+  matmul(matrix_of(product), g.matrix, wide_weight, call.accumulator_code());
+  narrow_into(call, out, product.const_data_ptr());
+}
+
+// The columns of a source in the weight's gradient.
+Matrix columns_of(const Source& source, const Matrix& grad_weight, int64_t element_size) {
+  Matrix columns = grad_weight;
+  columns.data = static_cast<char*>(grad_weight.data) + source.offset * element_size;
+  columns.cols = source.matrix.cols;
+  return columns;
+}
+
+// dW_i = g^T x_i by the library, for sums in float32; `out` in float32 too.
+void wide_weight_gradient(const Call& call, const Source& source, const Matrix& g,
+                          const Matrix& out) {
+  std::optional<Tensor> copy;
+  const Matrix x = widened(call, source.matrix, copy);
+  matmul(out, g.transposed(), x, call.accumulator_code());
+}
+
 void backward_library(const Call& call, const Matrix& gradient, const Wanted& wanted) {
+  const Matrix grad_weight{wanted.weight, call.shape.cols, call.shape.width, call.shape.width};
   for (size_t i = 0; i < call.sources.size(); ++i) {
     const Source& source = call.sources[i];
-    const int64_t width = source.matrix.cols;
-    SummedGradient summed(call, gradient);
+    SummedGradient summed(call, source, gradient);
     if (wanted.inputs[i]) {
-      matmul(Matrix{wanted.inputs[i], source.grad_rows, width, width},
-             summed.by(source.grad_strides, source.grad_rows),
-             call.weight_slice(source.offset, width), call.dtype_code);
+      input_gradient(call, source, summed.for_input(), wanted.inputs[i]);
     }
     if (wanted.weight) {
-      matmul(Matrix{static_cast<char*>(wanted.weight) + source.offset * call.element_size,
-                    call.shape.cols, width, call.shape.width},
-             summed.by(source.strides, source.matrix.rows).transposed(), source.matrix,
-             call.dtype_code);
+      const GradientRows g = summed.for_weight();
+      const Matrix out = columns_of(source, grad_weight, call.element_size);
+      if (g.wide) {
+        const Tensor product = empty_cpu({out.rows, out.cols}, call.accumulator_code());
+        wide_weight_gradient(call, source, g.matrix, matrix_of(product));
+        narrow_into(call, out, product.const_data_ptr());
+      } else {
+        matmul(out, g.matrix.transposed(), source.matrix, call.dtype_code);
+      }
     }
   }
 }
@@ -188,20 +276,26 @@ void backward_kernel(const Call& call, const Matrix& gradient, const Wanted& wan
   }
   for (size_t i = 0; i < call.sources.size(); ++i) {
     const Source& source = call.sources[i];
-    const int64_t index = static_cast<int64_t>(i);
-    SummedGradient summed(call, gradient);
-    if (wanted.inputs[i]) {
-      if (source.grad_rows == rows) {
-        whole_inputs.push_back(index);
+    const int64_t position = static_cast<int64_t>(i);
+    SummedGradient summed(call, source, gradient);
+    if (wanted.inputs[i] && !source.index && source.grad_rows == rows) {
+      whole_inputs.push_back(position);
+    } else if (wanted.inputs[i]) {
+      const GradientRows g = summed.for_input();
+      if (g.wide) {
+        input_gradient(call, source, g, wanted.inputs[i]);
       } else {
-        input_gradients(call, summed.by(source.grad_strides, source.grad_rows), wanted, {index});
+        input_gradients(call, g.matrix, wanted, {position});
       }
     }
-    if (wanted.weight) {
-      if (source.matrix.rows == rows) {
-        whole_weights.push_back(index);
+    if (wanted.weight && !source.index && source.matrix.rows == rows) {
+      whole_weights.push_back(position);
+    } else if (wanted.weight) {
+      const GradientRows g = summed.for_weight();
+      if (g.wide) {
+        wide_weight_gradient(call, source, g.matrix, columns_of(source, grad_weight, 4));
       } else {
-        weight_gradient(call, summed.by(source.strides, source.matrix.rows), {index}, grad_weight);
+        weight_gradient(call, g.matrix, {position}, grad_weight);
       }
     }
   }
@@ -212,10 +306,8 @@ void backward_kernel(const Call& call, const Matrix& gradient, const Wanted& wan
     weight_gradient(call, gradient, whole_weights, grad_weight);
   }
   if (wide) {
-    const NarrowArgs args{wanted.weight, grad_weight.data, call.shape.width};
-    parallel_for(0, call.shape.cols, grain(call.shape.width), [&](int64_t begin, int64_t end) {
-      MMFAST_DISPATCH(call.dtype, narrow_rows, args, begin, end);
-    });
+    narrow_into(call, Matrix{wanted.weight, call.shape.cols, call.shape.width, call.shape.width},
+                grad_weight.data);
   }
 }
 
@@ -228,8 +320,9 @@ void backward_tiny(const Call& call, const Matrix& gradient, const Wanted& wante
     any = any || wanted.inputs[i];
     grad_strides.push_back(call.sources[i].grad_strides);
   }
-  const RowMapStorage rows(call.shape.batch, strides_of(call.sources));
-  const RowMapStorage grad_rows(call.shape.batch, grad_strides);
+  const std::vector<const int64_t*> index = index_of(call.sources);
+  const RowMapStorage rows(call.shape.batch, strides_of(call.sources), index);
+  const RowMapStorage grad_rows(call.shape.batch, grad_strides, index);
   TinyArgs args = tiny_args(call, sources, rows.view(), true);
   args.grad_input_rows = grad_rows.view();
   args.grad = gradient.data;
@@ -242,24 +335,29 @@ void backward_tiny(const Call& call, const Matrix& gradient, const Wanted& wante
 // Gradients of the arguments listed in `wanted`: 0 .. inputs-1 are the inputs, then weight, bias.
 std::vector<Tensor> concat_linear_backward(const Tensor& grad, const std::vector<Tensor>& inputs,
                                            const Tensor& weight, const Tensor& saved,
+                                           const std::vector<Tensor>& index,
+                                           const std::vector<int64_t>& indexed,
                                            const std::string& activation_name,
                                            const std::vector<int64_t>& wanted) {
   const Activation activation = check_activation(activation_name);
-  const ConcatLinearShape shape = check_concat_linear(inputs, weight);
+  const ConcatLinearShape shape = check_concat_linear(inputs, weight, index, indexed);
   check_alike(grad, "grad", weight, "weight");
   check_shape(grad, "grad", shape.output_sizes());
+  check_storage(grad, [] { return "grad"; });
   if (activation != Activation::none) {
     check_alike(saved, "saved", weight, "weight");
     check_shape(saved, "saved", shape.output_sizes());
+    check_storage(saved, [] { return "saved"; });
   }
   const Tensor usable_weight = with_unit_column_stride(weight);
-  const std::vector<Source> sources = make_sources(inputs, shape);
+  std::vector<Source> sources = make_sources(inputs, index, indexed, shape);
   const Call call = make_call(shape, sources, usable_weight);
   const Plan plan = plan_call(call);
 
   const int64_t count = static_cast<int64_t>(inputs.size());
   Wanted targets;
   std::vector<void*> per_input(count, nullptr);
+  std::vector<bool> seen(count + 2, false);
   std::vector<Tensor> result;
   for (int64_t position : wanted) {
     STD_TORCH_CHECK(position >= 0 && position <= count + 1, "wanted holds ", position,
@@ -271,7 +369,8 @@ std::vector<Tensor> concat_linear_backward(const Tensor& grad, const std::vector
     void*& target = position < count    ? per_input[position]
                     : position == count ? targets.weight
                                         : targets.bias;
-    STD_TORCH_CHECK(target == nullptr, "wanted holds ", position, " twice");
+    STD_TORCH_CHECK(!seen[position], "wanted holds ", position, " twice");
+    seen[position] = true;
     target = result.back().mutable_data_ptr();
     if (plan.method == Method::empty) {
       std::memset(target, 0, result.back().numel() * call.element_size);
@@ -284,14 +383,28 @@ std::vector<Tensor> concat_linear_backward(const Tensor& grad, const std::vector
     return result;
   }
   const Gradient gradient = before_activation(call, grad, saved, activation);
-  if (plan.method == Method::tiny) {
+  if (plan.method == Method::tiny && tiny_scratch(call, true) <= kScratchLimit) {
     backward_tiny(call, gradient.matrix, targets);
     return result;
   }
+  gather_first(call, sources);
+  std::vector<std::optional<Tensor>> picked(sources.size());  // gradients of picked rows
+  Wanted direct = targets;
+  for (size_t i = 0; i < sources.size(); ++i) {
+    if (sources[i].was_gathered() && targets.inputs[i]) {
+      picked[i] = empty_cpu({sources[i].entries, sources[i].matrix.cols}, call.dtype_code);
+      direct.inputs[i] = picked[i]->mutable_data_ptr();
+    }
+  }
   if (plan.method == Method::kernel) {
-    backward_kernel(call, gradient.matrix, targets);
+    backward_kernel(call, gradient.matrix, direct);
   } else {
-    backward_library(call, gradient.matrix, targets);
+    backward_library(call, gradient.matrix, direct);
+  }
+  for (size_t i = 0; i < sources.size(); ++i) {
+    if (picked[i]) {
+      sum_segments_into(matrix_of(*picked[i]), call.dtype, sources[i], targets.inputs[i], false);
+    }
   }
   bias_gradient(call, gradient.matrix, targets);
   return result;

@@ -78,12 +78,6 @@ inline Tensor with_unit_column_stride(const Tensor& weight) {
   return usable ? weight : contiguous_cpu(weight);
 }
 
-inline Matrix matrix_of(const Tensor& t) {
-  const int64_t rows = t.size(0);
-  const int64_t cols = t.size(1);
-  return Matrix{const_cast<void*>(t.const_data_ptr()), rows, cols, rows > 1 ? t.stride(0) : cols};
-}
-
 inline Call make_call(const ConcatLinearShape& shape, const std::vector<Source>& sources,
                       const Tensor& weight) {
   return Call{shape,
@@ -99,10 +93,34 @@ inline Plan plan_call(const Call& call) {
   std::vector<int64_t> distinct_rows;
   for (const Source& source : call.sources) {
     widths.push_back(source.matrix.cols);
-    distinct_rows.push_back(source.matrix.rows);
+    distinct_rows.push_back(source.product_rows());
   }
   return plan_concat_linear(widths, distinct_rows, call.shape.rows, call.shape.cols,
                             element_of(call.dtype), current_isa());
+}
+
+// Picks rows before the product where that is the cheaper order: such an input is then like one
+// without an index.
+inline void gather_first(const Call& call, std::vector<Source>& sources) {
+  for (Source& source : sources) {
+    if (!source.gathered_first()) {
+      continue;
+    }
+    const Matrix from = source.matrix;
+    const Tensor picked = empty_cpu({source.entries, from.cols}, call.dtype_code);
+    const Matrix to = matrix_of(picked);
+    parallel_for(0, to.rows, grain(to.cols), [&](int64_t begin, int64_t end) {
+      for (int64_t e = begin; e < end; ++e) {
+        std::memcpy(call.rows_of(to, e, e + 1).data,
+                    call.rows_of(from, source.index[e], source.index[e] + 1).data,
+                    from.cols * call.element_size);
+      }
+    });
+    source.tensor = picked;
+    source.matrix = to;
+    source.grad_rows = source.entries;
+    source.index = nullptr;
+  }
 }
 
 // Scratch for a tiny problem, in elements of the accumulator's type; see the tiny kernels.

@@ -88,7 +88,7 @@ void widen_rows(const WidenArgs& args, int64_t begin, int64_t end) {
 template <typename T>
 void narrow_rows(const NarrowArgs& args, int64_t begin, int64_t end) {
   for (int64_t m = begin; m < end; ++m) {
-    store_tile(static_cast<T*>(args.out) + m * args.cols,
+    store_tile(static_cast<T*>(args.out) + m * args.out_stride,
                static_cast<const accumulator_t<T>*>(args.x) + m * args.cols, args.cols);
   }
 }
@@ -120,7 +120,7 @@ void finish(const FinishArgs& args, int64_t begin, int64_t end) {
       }
       for (int64_t a = 0; a < args.addend_rows.sources; ++a) {
         const A* addend = static_cast<const A*>(args.addends[a]);
-        add_tile(tile, addend + cursor.row[a] * args.cols + j0, n);
+        add_tile(tile, addend + cursor.at(a) * args.cols + j0, n);
       }
       if (pre) {
         store_tile(pre + m * args.cols + j0, tile, n);
@@ -145,14 +145,24 @@ void activation_backward(const ActivationBackwardArgs& args, int64_t begin, int6
     for (int64_t j0 = 0; j0 < args.cols; j0 += kTile) {
       const int64_t n = args.cols - j0 < kTile ? args.cols - j0 : kTile;
       const int64_t at = m * args.cols + j0;
-      load_tile_strided(tile, grad + cursor.row[0] + j0 * args.grad_col_stride,
-                        args.grad_col_stride, n);
+      load_tile_strided(tile, grad + cursor.at(0) + j0 * args.grad_col_stride, args.grad_col_stride,
+                        n);
       if (saved) {
         load_tile(saved_tile, saved + at, n);
         MMFAST_EACH_ACTIVATION(args.activation, activate_backward_tile, tile, saved_tile, n)
       }
       store_tile(out + at, tile, n);
     }
+  }
+}
+
+// Sums go out in the element type, or, `wide`, as they are.
+template <typename T, typename A>
+void store_sums(void* out, int64_t at, const A* sums, int64_t n, bool wide) {
+  if (wide) {
+    store_tile(static_cast<A*>(out) + at, sums, n);
+  } else {
+    store_tile(static_cast<T*>(out) + at, sums, n);
   }
 }
 
@@ -168,7 +178,7 @@ void sum_rows_pairwise(const SumRowsArgs& args, int64_t base, int64_t first, int
     const T* x = static_cast<const T*>(args.x) + j0;
     RowCursor cursor(args.summed, first);
     for (int64_t l = 0; l < count; ++l, cursor.next()) {
-      add_tile(total, x + (base + cursor.row[0]) * args.row_stride, n);
+      add_tile(total, x + (base + cursor.at(0)) * args.row_stride, n);
     }
     return;
   }
@@ -195,7 +205,7 @@ void sum_rows(const SumRowsArgs& args, int64_t begin, int64_t end) {
     const RowCursor cursor(args.kept, kept);
     for (int64_t j0 = 0; j0 < args.cols; j0 += kTile) {
       const int64_t n = args.cols - j0 < kTile ? args.cols - j0 : kTile;
-      sum_rows_pairwise<T>(args, cursor.row[0], first, last - first, j0, n, tile);
+      sum_rows_pairwise<T>(args, cursor.at(0), first, last - first, j0, n, tile);
       A* to = partial + unit * args.cols + j0;
       for (int64_t j = 0; j < n; ++j) {
         to[j] = tile[j];
@@ -204,7 +214,7 @@ void sum_rows(const SumRowsArgs& args, int64_t begin, int64_t end) {
   }
 }
 
-// Adds up the chunks of each kept row, in order, and rounds once.
+// Adds up the chunks of each kept row, in order.
 template <typename T>
 void sum_chunks(const SumRowsArgs& args, int64_t begin, int64_t end) {
   using A = accumulator_t<T>;
@@ -220,7 +230,42 @@ void sum_chunks(const SumRowsArgs& args, int64_t begin, int64_t end) {
         }
       }
     }
-    store_tile(static_cast<T*>(args.out) + kept * args.cols, total, args.cols);
+    store_sums<T>(args.out, kept * args.cols, total, args.cols, args.wide);
+  }
+}
+
+template <typename T, typename A>
+void sum_listed_pairwise(const SumSegmentsArgs& args, int64_t first, int64_t count, int64_t j0,
+                         int64_t n, A* total) {
+  if (count <= 16) {
+    for (int64_t j = 0; j < n; ++j) {
+      total[j] = A(0);
+    }
+    const T* x = static_cast<const T*>(args.x) + j0;
+    for (int64_t l = first; l < first + count; ++l) {
+      add_tile(total, x + args.order[l] * args.row_stride, n);
+    }
+    return;
+  }
+  A right[kTile];
+  const int64_t half = count / 2;
+  sum_listed_pairwise<T>(args, first, half, j0, n, total);
+  sum_listed_pairwise<T>(args, first + half, count - half, j0, n, right);
+  for (int64_t j = 0; j < n; ++j) {
+    total[j] += right[j];
+  }
+}
+
+// Adds up the rows of segments begin..end, each in the order listed.
+template <typename T>
+void sum_segments(const SumSegmentsArgs& args, int64_t begin, int64_t end) {
+  accumulator_t<T> tile[kTile];
+  for (int64_t s = begin; s < end; ++s) {
+    for (int64_t j0 = 0; j0 < args.cols; j0 += kTile) {
+      const int64_t n = args.cols - j0 < kTile ? args.cols - j0 : kTile;
+      sum_listed_pairwise<T>(args, args.first[s], args.first[s + 1] - args.first[s], j0, n, tile);
+      store_sums<T>(args.out, s * args.cols + j0, tile, n, args.wide);
+    }
   }
 }
 
@@ -257,7 +302,7 @@ void gather_row(const TinyArgs& args, const RowCursor& cursor, A* row) {
   for (int64_t i = 0; i < args.rows.sources; ++i) {
     const TinySource& source = args.sources[i];
     load_tile(row + source.offset,
-              static_cast<const T*>(source.data) + cursor.row[i] * source.row_stride, source.width);
+              static_cast<const T*>(source.data) + cursor.at(i) * source.row_stride, source.width);
   }
 }
 
@@ -333,7 +378,7 @@ void tiny_backward(const TinyArgs& args) {
       for (int64_t i = 0; i < args.rows.sources; ++i) {
         const TinySource& source = args.sources[i];
         if (source.grad) {
-          add_tile(sum + to.row[i] * source.width, row + source.offset, source.width);
+          add_tile(sum + to.at(i) * source.width, row + source.offset, source.width);
           sum += source.grad_rows * source.width;
         }
       }

@@ -11,6 +11,10 @@ namespace {
 // Below this many multiply-adds the own loop beats a library call and its set-up (2-3 us).
 constexpr int64_t kTinyProducts = 32 * 1024;
 
+// The own loop adds gradients one after another; longer sums want the pairwise ones.
+constexpr int64_t kTinyRows = 64;
+constexpr int64_t kTinyCols = 512;
+
 // A product this wide pays for its own pass over the output.
 constexpr int64_t kNarrow = 128;
 
@@ -91,7 +95,7 @@ Plan plan_concat_linear(const std::vector<int64_t>& widths,
     plan.why = "the result is empty or no input has features";
     return plan;
   }
-  if (rows * cols <= kTinyProducts / width) {
+  if (rows <= kTinyRows && cols <= kTinyCols && rows * cols <= kTinyProducts / width) {
     plan.method = Method::tiny;
     plan.why = "at most " + std::to_string(kTinyProducts) + " multiply-adds: own loop";
     return plan;

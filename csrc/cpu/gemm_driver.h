@@ -51,23 +51,26 @@ inline void call_gemm_transposed(ScalarType dtype, const GemmTransposedArgs& arg
 #endif
 }
 
-// Scratch while it is small, else memory that is given back.
-class Workspace {
- public:
-  explicit Workspace(int64_t bytes) {
-    if (bytes <= kScratchLimit) {
-      data_ = static_cast<char*>(scratch(bytes));
-    } else {
-      tensor_ = empty_cpu({(bytes + 3) / 4}, aoti_torch_dtype_float32());
-      data_ = static_cast<char*>(tensor_->mutable_data_ptr());
-    }
+// The matrix in the accumulator's type: itself, or for 16-bit elements a copy that `copy` keeps.
+inline Matrix widened(const Call& call, const Matrix& x, std::optional<Tensor>& copy) {
+  if (call.element_size > 2) {
+    return x;
   }
-  char* data() const { return data_; }
+  copy = empty_cpu({x.rows, x.cols}, call.accumulator_code());
+  const WidenArgs args{copy->mutable_data_ptr(), x.data, x.row_stride, x.cols};
+  parallel_for(0, x.rows, grain(x.cols), [&](int64_t begin, int64_t end) {
+    MMFAST_DISPATCH(call.dtype, widen_rows, args, begin, end);
+  });
+  return matrix_of(*copy);
+}
 
- private:
-  std::optional<Tensor> tensor_;
-  char* data_;
-};
+// The opposite: rounds rows of `x`, contiguous and of the accumulator's type, into `out`.
+inline void narrow_into(const Call& call, const Matrix& out, const void* x) {
+  const NarrowArgs args{out.data, out.row_stride, x, out.cols};
+  parallel_for(0, out.rows, grain(out.cols), [&](int64_t begin, int64_t end) {
+    MMFAST_DISPATCH(call.dtype, narrow_rows, args, begin, end);
+  });
+}
 
 inline int64_t steps_of(const Call& call, int64_t features) {
   return (features * call.element_size + 3) / 4;

@@ -145,10 +145,10 @@ void gemm(const GemmArgs& args, int64_t begin, int64_t end) {
           RowCursor cursor(args.addend_rows, m);
           for (int64_t i = 0; i < rows; ++i, cursor.next()) {
             for (int64_t s = 0; s < args.addend_rows.sources; ++s) {
-              add_tile(tile + i * kPanelCols,
-                       static_cast<const float*>(args.addends[s]) + cursor.row[s] * args.cols +
-                           panel.col,
-                       panel.cols);
+              add_tile(
+                  tile + i * kPanelCols,
+                  static_cast<const float*>(args.addends[s]) + cursor.at(s) * args.cols + panel.col,
+                  panel.cols);
             }
           }
         }

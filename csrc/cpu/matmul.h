@@ -7,7 +7,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
 #include <vector>
+
+#include "scratch.h"
 
 namespace mmfast {
 
@@ -39,6 +42,24 @@ inline torch::stable::Tensor empty_cpu(const std::vector<int64_t>& sizes, int32_
                                                   aoti_torch_device_type_cpu(), 0, &handle));
   return torch::stable::Tensor(handle);
 }
+
+// Scratch while it is small, else memory that is given back.
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes) {
+    if (bytes <= kScratchLimit) {
+      data_ = static_cast<char*>(scratch(bytes));
+    } else {
+      tensor_ = empty_cpu({(bytes + 3) / 4}, aoti_torch_dtype_float32());
+      data_ = static_cast<char*>(tensor_->mutable_data_ptr());
+    }
+  }
+  char* data() const { return data_; }
+
+ private:
+  std::optional<torch::stable::Tensor> tensor_;
+  char* data_;
+};
 
 // A tensor over memory that somebody else keeps; it knows nothing of autograd.
 inline torch::stable::Tensor borrow(void* data, torch::headeronly::IntHeaderOnlyArrayRef sizes,

@@ -1,11 +1,13 @@
 // Which row of a source each row of the result reads.
 //
 // A source whose batch shape broadcasts keeps its distinct rows once; the map walks the rows of the
-// full batch in order and keeps, per source, the index of the distinct row.
+// full batch in order and keeps, per source, the index of the distinct row. Where the caller gave
+// an index tensor, that is the position in it, and the row is what stands there.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 namespace mmfast {
@@ -16,14 +18,16 @@ struct RowMap {
   int64_t dims;
   const int64_t* sizes;  // [dims]
   int64_t sources;
-  const int64_t* strides;  // [sources][dims]
+  const int64_t* strides;       // [sources][dims]
+  const int64_t* const* index;  // [sources], each null or the rows to read; or null for none
 };
 
 // Owns a RowMap's arrays, with neighbouring dimensions merged wherever every source allows it.
 class RowMapStorage {
  public:
-  RowMapStorage(const std::vector<int64_t>& sizes, const std::vector<std::vector<int64_t>>& strides)
-      : sources_(static_cast<int64_t>(strides.size())) {
+  RowMapStorage(const std::vector<int64_t>& sizes, const std::vector<std::vector<int64_t>>& strides,
+                std::vector<const int64_t*> index = {})
+      : sources_(static_cast<int64_t>(strides.size())), index_(std::move(index)) {
     std::vector<size_t> first;  // for each merged dimension, its innermost original dimension
     for (size_t d = 0; d < sizes.size(); ++d) {
       if (sizes[d] == 1) {
@@ -49,13 +53,15 @@ class RowMapStorage {
   }
 
   RowMap view() const {
-    return RowMap{static_cast<int64_t>(sizes_.size()), sizes_.data(), sources_, strides_.data()};
+    return RowMap{static_cast<int64_t>(sizes_.size()), sizes_.data(), sources_, strides_.data(),
+                  index_.empty() ? nullptr : index_.data()};
   }
 
  private:
   int64_t sources_;
   std::vector<int64_t> sizes_;
   std::vector<int64_t> strides_;
+  std::vector<const int64_t*> index_;
 };
 
 // A fixed-size array of zeros that needs no heap for the few entries it nearly always has.
@@ -77,15 +83,15 @@ class SmallArray {
   int64_t* data_;
 };
 
-// Walks a RowMap from a given row on. `row[s]` is the distinct row of source s.
+// Walks a RowMap from a given row on. `at(s)` is the distinct row of source s.
 class RowCursor {
  public:
-  RowCursor(const RowMap& map, int64_t start) : row(map.sources), map_(map), index_(map.dims) {
+  RowCursor(const RowMap& map, int64_t start) : map_(map), row_(map.sources), index_(map.dims) {
     for (int64_t d = map.dims - 1; d >= 0; --d) {
       index_[d] = start % map.sizes[d];
       start /= map.sizes[d];
       for (int64_t s = 0; s < map.sources; ++s) {
-        row[s] += index_[d] * map.strides[s * map.dims + d];
+        row_[s] += index_[d] * map.strides[s * map.dims + d];
       }
     }
   }
@@ -95,7 +101,7 @@ class RowCursor {
       const bool carry = ++index_[d] == map_.sizes[d];
       const int64_t step = carry ? 1 - map_.sizes[d] : 1;
       for (int64_t s = 0; s < map_.sources; ++s) {
-        row[s] += step * map_.strides[s * map_.dims + d];
+        row_[s] += step * map_.strides[s * map_.dims + d];
       }
       if (!carry) {
         return;
@@ -104,10 +110,13 @@ class RowCursor {
     }
   }
 
-  SmallArray row;
+  int64_t at(int64_t s) const {
+    return map_.index && map_.index[s] ? map_.index[s][row_[s]] : row_[s];
+  }
 
  private:
   RowMap map_;
+  SmallArray row_;
   SmallArray index_;
 };
 

@@ -37,16 +37,18 @@ MMFAST_INLINE float vexp(float x) {
 MMFAST_INLINE float vtanh(float x) {
   const float a = float_from_bits(bits_from_float(x) & 0x7fffffffu);
   const float u = x * x;
-  float p = -0.00604539644f;
-  p = p * u + 0.0209615156f;
-  p = p * u - 0.0538433082f;
-  p = p * u + 0.133327186f;
-  p = p * u - 0.333333284f;
+  float p = -0.000591145945f;
+  p = p * u + 0.00290672015f;
+  p = p * u - 0.00856567174f;
+  p = p * u + 0.0218002945f;
+  p = p * u - 0.0539604165f;
+  p = p * u + 0.133332998f;
+  p = p * u - 0.333333343f;
   const float small = x + x * u * p;
   const float large = 1.0f - 2.0f / (vexp(2.0f * a) + 1.0f);
   const float signed_large =
       float_from_bits(bits_from_float(large) | (bits_from_float(x) & 0x80000000u));
-  return a < 0.6f ? small : signed_large;
+  return a < 0.8f ? small : signed_large;
 }
 
 MMFAST_INLINE float vsigmoid(float x) { return 1.0f / (1.0f + vexp(-x)); }

@@ -1,14 +1,15 @@
 """ConcatLinear: the linear layer behind a concatenation, without the concatenation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mmfast import functional
-from mmfast.ops.concat_linear import check_activation
+from mmfast.ops.concat_linear import check_activation, check_arguments
 
 Inputs = Sequence[Tensor] | Mapping[str, Tensor]
+Index = Sequence[Tensor | None] | Mapping[str, Tensor | None]
 
 
 class ConcatLinear(nn.Module):
@@ -115,7 +116,15 @@ class ConcatLinear(nn.Module):
         """The ``nn.Linear`` to put behind a concatenation again, sharing the parameters.
 
         The activation is not part of it.
+
+        Raises:
+            TypeError: a parametrization computes the weight or bias; remove it first.
         """
+        if hasattr(self, "parametrizations"):
+            raise TypeError(
+                "this layer has parametrizations, whose results cannot be shared; remove them "
+                "first (torch.nn.utils.parametrize.remove_parametrizations)"
+            )
         linear = nn.Linear(
             sum(self.in_features),
             self.out_features,
@@ -127,10 +136,19 @@ class ConcatLinear(nn.Module):
         linear.bias = self.bias  # type: ignore[assignment]
         return linear.train(self.training)
 
-    def forward(self, inputs: Inputs) -> Tensor:
-        """Join ``inputs``; see the class for shapes."""
+    def forward(self, inputs: Inputs, index: Index | None = None) -> Tensor:
+        """Join ``inputs``; see the class for shapes, ``mmfast.concat_linear`` for ``index``.
+
+        ``index`` is a sequence or a mapping as ``inputs`` is; a mapping may leave inputs out.
+        """
         tensors = self._ordered(inputs) if isinstance(inputs, Mapping) else inputs
-        widths = tuple([x.shape[-1] if x.dim() else 0 for x in tensors])
+        if isinstance(index, Mapping):
+            index = self._ordered_index(index)
+        try:
+            widths = tuple([x.shape[-1] if x.dim() else 0 for x in tensors])
+        except (AttributeError, TypeError):
+            check_arguments(tensors, self.weight, self.bias, self.activation)
+            raise
         if widths != self.in_features:
             raise ValueError(
                 f"inputs have last sizes {list(widths)}; in_features says {list(self.in_features)}"
@@ -145,9 +163,18 @@ class ConcatLinear(nn.Module):
             )
         if set(inputs) != set(self.names):
             raise ValueError(
-                f"inputs has the names {sorted(inputs)}; in_features says {sorted(self.names)}"
+                f"inputs has the names {_sorted(inputs)}; in_features says {_sorted(self.names)}"
             )
         return [inputs[name] for name in self.names]
+
+    def _ordered_index(self, index: Mapping[str, Tensor | None]) -> list[Tensor | None]:
+        names = self.names or ()
+        unknown = set(index) - set(names)
+        if unknown:
+            raise ValueError(
+                f"index has the names {_sorted(unknown)}; in_features says {_sorted(names)}"
+            )
+        return [index.get(name) for name in names]
 
     def extra_repr(self) -> str:
         """The arguments, as ``print(module)`` shows them."""
@@ -160,7 +187,16 @@ class ConcatLinear(nn.Module):
         return text if self.activation == "none" else f"{text}, activation={self.activation!r}"
 
 
+def _sorted(names: Iterable[object]) -> list[str]:
+    return sorted(map(str, names))
+
+
 def _sizes(in_features: Sequence[int] | Mapping[str, int]) -> tuple[int, ...]:
+    if isinstance(in_features, str) or not isinstance(in_features, (Sequence, Mapping)):
+        raise ValueError(
+            f"in_features is {in_features!r}; it must be a sequence of sizes, or a mapping from "
+            "names to sizes"
+        )
     sizes = tuple(in_features.values() if isinstance(in_features, Mapping) else in_features)
     if not sizes:
         raise ValueError("in_features is empty; it must give the features of at least one input")

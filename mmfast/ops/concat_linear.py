@@ -24,8 +24,23 @@ eager = torch.ops.mmfast.concat_linear.no_autograd
 backward = torch.ops.mmfast.concat_linear_backward.default
 
 
+Index = Sequence[Tensor | None]
+
+
+def split_index(index: Index | None) -> tuple[list[Tensor], list[int]]:
+    """The operator's two lists: the index tensors there are, and which inputs they belong to."""
+    if index is None:
+        return [], []
+    indexed = [i for i, entries in enumerate(index) if entries is not None]
+    return [index[i].long() for i in indexed], indexed  # type: ignore[union-attr]
+
+
 def check_arguments(
-    inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None, activation: str
+    inputs: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    index: Index | None = None,
 ) -> None:
     """Raise what is wrong with the arguments of ``concat_linear``, or return.
 
@@ -34,6 +49,7 @@ def check_arguments(
     Raises:
         TypeError: an argument is not a tensor, or its dtype is not a supported floating one.
         ValueError: shapes, dtypes or devices do not fit together, or the activation is unknown.
+        IndexError: an index points outside its input.
     """
     if isinstance(inputs, Tensor) or not isinstance(inputs, Sequence):
         raise TypeError(f"inputs must be a sequence of tensors, got {type(inputs).__name__}")
@@ -84,7 +100,50 @@ def check_arguments(
             "row of weight"
         )
     check_activation(activation)
-    _batch_shape(inputs)
+    if index is not None:
+        _check_index(inputs, weight, index)
+    batch_shape(inputs, index)
+
+
+def _check_index(inputs: Sequence[Tensor], weight: Tensor, index: Index) -> None:
+    if isinstance(index, Tensor) or not isinstance(index, Sequence):
+        raise TypeError(
+            f"index must be a sequence of a tensor or None per input, got {type(index).__name__}"
+        )
+    if len(index) != len(inputs):
+        raise ValueError(
+            f"index has {len(index)} entries but there are {len(inputs)} inputs; give each input a "
+            "tensor or None"
+        )
+    for i, (x, rows) in enumerate(zip(inputs, index, strict=True)):
+        if rows is None:
+            continue
+        if not isinstance(rows, Tensor):
+            raise TypeError(f"index[{i}] must be a tensor or None, got {type(rows).__name__}")
+        if rows.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"index[{i}] has dtype {rows.dtype}; it must be int64 or int32")
+        if rows.device != weight.device:
+            raise ValueError(
+                f"index[{i}] is on {rows.device} but weight is on {weight.device}; they must share "
+                "a device (move one with .to())"
+            )
+        if x.dim() != 2:
+            raise ValueError(
+                f"inputs[{i}] has shape {tuple(x.shape)}; an indexed input must be 2-d, "
+                "(rows, features)"
+            )
+
+
+def check_index_range(inputs: Sequence[Tensor], index: Index) -> None:
+    """Raise IndexError if an index points outside its input; reads the index tensors' values."""
+    for i, (x, rows) in enumerate(zip(inputs, index, strict=True)):
+        if rows is not None and rows.numel():
+            low, high = rows.min().item(), rows.max().item()
+            if low < 0 or high >= x.shape[0]:
+                raise IndexError(
+                    f"index[{i}] holds {low if low < 0 else high}; it must lie in 0 .. "
+                    f"{x.shape[0] - 1}, the rows of inputs[{i}]"
+                )
 
 
 def check_activation(activation: str) -> None:
@@ -100,8 +159,12 @@ def _sum_text(widths: Sequence[int]) -> str:
     return shown + (" + ..." if len(widths) > 8 else "")
 
 
-def _batch_shape(inputs: Sequence[Tensor]) -> tuple[int, ...]:
-    shapes = [x.shape[:-1] for x in inputs]
+def batch_shape(inputs: Sequence[Tensor], index: Index | None = None) -> tuple[int, ...]:
+    """The batch shape of the result; ValueError if there is none."""
+    index = [None] * len(inputs) if index is None else index
+    shapes = [
+        x.shape[:-1] if rows is None else rows.shape for x, rows in zip(inputs, index, strict=True)
+    ]
     try:
         return tuple(torch.broadcast_shapes(*shapes))
     except RuntimeError:
@@ -112,15 +175,28 @@ def _batch_shape(inputs: Sequence[Tensor]) -> tuple[int, ...]:
         ) from None
 
 
+def _join_index(count: int, index: Sequence[Tensor], indexed: Sequence[int]) -> Index | None:
+    """What :func:`split_index` split."""
+    if not indexed:
+        return None
+    joined: list[Tensor | None] = [None] * count
+    for i, rows in zip(indexed, index, strict=True):
+        joined[i] = rows
+    return joined
+
+
 def _fake(
     inputs: Sequence[Tensor],
     weight: Tensor,
     bias: Tensor | None,
+    index: Sequence[Tensor],
+    indexed: Sequence[int],
     activation: str,
     training: bool,
 ) -> tuple[Tensor, Tensor]:
-    check_arguments(inputs, weight, bias, activation)
-    shape = (*_batch_shape(inputs), weight.shape[0])
+    joined = _join_index(len(inputs), index, indexed)
+    check_arguments(inputs, weight, bias, activation, joined)
+    shape = (*batch_shape(inputs, joined), weight.shape[0])
     keep = training and activation not in ("none", *_SAVE_OUTPUT)
     return weight.new_empty(shape), weight.new_empty(shape if keep else (0,))
 
@@ -135,25 +211,61 @@ def _fake_backward(
     inputs: Sequence[Tensor],
     weight: Tensor,
     saved: Tensor,
+    index: Sequence[Tensor],
+    indexed: Sequence[int],
     activation: str,
     wanted: Sequence[int],
 ) -> list[Tensor]:
+    joined = _join_index(len(inputs), index, indexed)
+    check_arguments(inputs, weight, None, activation, joined)
+    shape = (*batch_shape(inputs, joined), weight.shape[0])
+    results = {"grad": grad} if activation == "none" else {"grad": grad, "saved": saved}
+    for name, tensor in results.items():
+        if tensor.shape != shape or tensor.dtype != weight.dtype or tensor.device != weight.device:
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)}, {tensor.dtype} on {tensor.device}; it must be "
+                f"{tuple(shape)}, {weight.dtype} on {weight.device}"
+            )
     shapes = [*(x.shape for x in inputs), weight.shape, weight.shape[:1]]
+    for position in wanted:
+        if not 0 <= position < len(shapes):
+            raise ValueError(f"wanted holds {position}; it must lie in 0 .. {len(shapes) - 1}")
     return [weight.new_empty(shapes[position]) for position in wanted]
 
 
-def _save(ctx: Any, activation: str, arguments: Sequence[Any], outputs: Sequence[Tensor]) -> None:
+def _save(
+    ctx: Any,
+    activation: str,
+    index: Sequence[Tensor],
+    indexed: Sequence[int],
+    arguments: Sequence[Any],
+    needed: Sequence[bool],
+    outputs: Sequence[Tensor],
+) -> None:
     """Keep what backward needs: inputs, weight, and a result-sized tensor if one is needed."""
     weight, bias, *inputs = arguments
     output, preactivation = outputs
     ctx.activation = activation
+    ctx.indexed = indexed
     ctx.set_materialize_grads(False)
     if activation == "none":
-        ctx.save_for_backward(weight, *inputs)
+        # The weight's gradient needs the inputs, theirs need the weight; for the rest, shapes do.
+        weight_needed, _, *inputs_needed = needed
+        if not weight_needed:
+            inputs = [_shape_only(x) for x in inputs]
+        if not any(inputs_needed):
+            weight = _shape_only(weight)
+        ctx.save_for_backward(weight, *index, *inputs)
     else:
-        # The bias is for double backward alone: it moves the point where the activation is bent.
+        # Inputs and bias are for double backward too: they move the point where the activation is
+        # bent.
         saved = output if activation in _SAVE_OUTPUT else preactivation
-        ctx.save_for_backward(weight, *inputs, bias, saved)
+        ctx.save_for_backward(weight, *index, *inputs, bias, saved)
+
+
+def _shape_only(x: Tensor) -> Tensor:
+    """A tensor of x's shape, dtype and device that keeps next to no memory, and nothing of x."""
+    return torch.zeros((), dtype=x.dtype, device=x.device).expand(x.shape)
 
 
 def _gradients(ctx: Any, grad: Tensor | None, needed: Sequence[bool]) -> list[Tensor | None]:
@@ -162,35 +274,50 @@ def _gradients(ctx: Any, grad: Tensor | None, needed: Sequence[bool]) -> list[Te
     if grad is None or not any(needed):
         return gradients
     weight, *inputs = ctx.saved_tensors
+    index, inputs = inputs[: len(ctx.indexed)], inputs[len(ctx.indexed) :]
     bias, saved = None, weight  # without an activation the kernel reads neither
     if ctx.activation != "none":
         *inputs, bias, saved = inputs
     if torch.is_grad_enabled():  # create_graph=True: the formula must itself be differentiable
-        return _differentiable_gradients(grad, inputs, weight, bias, ctx.activation, needed)
+        joined = _join_index(len(inputs), index, ctx.indexed)
+        return _differentiable_gradients(grad, inputs, weight, bias, ctx.activation, joined, needed)
+    if grad.layout is not torch.strided:
+        grad = grad.to_dense()
     order = [*range(2, len(inputs) + 2), 0, 1]  # the operator's order: inputs, weight, bias
     wanted = [position for position, i in enumerate(order) if needed[i]]
-    found = backward(grad, inputs, weight, saved, ctx.activation, wanted)
+    found = backward(grad, inputs, weight, saved, index, ctx.indexed, ctx.activation, wanted)
     for position, gradient in zip(wanted, found, strict=True):
         gradients[order[position]] = gradient
     return gradients
 
 
 def decomposed(
-    inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None, activation: str
+    inputs: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    index: Index | None = None,
 ) -> Tensor:
     """The same function in differentiable PyTorch operations, without the concatenation.
 
-    What double backward and :mod:`torch.func` transforms go through.
+    What double backward and transforms (:mod:`torch.func`, forward mode) go through. 16-bit types
+    are computed in float32, as the kernels do.
     """
+    dtype = weight.dtype
+    if dtype in (torch.bfloat16, torch.float16):
+        inputs, weight = [x.float() for x in inputs], weight.float()
+        bias = None if bias is None else bias.float()
     parts = weight.split([x.shape[-1] for x in inputs], dim=1)
     total = None
-    for x, part in zip(inputs, parts, strict=True):
+    for i, (x, part) in enumerate(zip(inputs, parts, strict=True)):
         product = torch.nn.functional.linear(x, part)
+        if index is not None and index[i] is not None:
+            product = product[index[i]]
         total = product if total is None else total + product
     assert total is not None
     if bias is not None:
         total = total + bias
-    return _activate(total, activation)
+    return _activate(total, activation).to(dtype)
 
 
 def _activate(x: Tensor, activation: str) -> Tensor:
@@ -209,51 +336,89 @@ def _differentiable_gradients(
     weight: Tensor,
     bias: Tensor | None,
     activation: str,
+    index: Index | None,
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
     if bias is None and needed[1]:  # not saved without an activation: its value does not matter
         bias = weight.new_zeros(weight.shape[0], requires_grad=True)
     # Views stand between the arguments and the result, so that one tensor given twice has two.
     arguments = [None if x is None else x.view_as(x) for x in (weight, bias, *inputs)]
-    result = decomposed(arguments[2:], arguments[0], arguments[1], activation)  # type: ignore
+    for x, need in zip(arguments, needed, strict=True):
+        if need and x is not None and not x.requires_grad:
+            x.requires_grad_()  # kept as a shape only: its value does not matter
+    result = decomposed(arguments[2:], arguments[0], arguments[1], activation, index)  # type: ignore
     chosen = [x for x, need in zip(arguments, needed, strict=True) if need]
     found = iter(torch.autograd.grad(result, chosen, grad, create_graph=True))  # type: ignore
     return [next(found) if need else None for need in needed]
 
 
 class ConcatLinearFunction(torch.autograd.Function):
-    """Autograd for eager mode: ``apply(activation, weight, bias, *inputs)``."""
+    """Autograd for eager mode: ``apply(activation, index, indexed, weight, bias, *inputs)``."""
 
     @staticmethod
     def forward(
-        ctx: Any, activation: str, weight: Tensor, bias: Tensor | None, *inputs: Tensor
+        ctx: Any,
+        activation: str,
+        index: Sequence[Tensor],
+        indexed: Sequence[int],
+        weight: Tensor,
+        bias: Tensor | None,
+        *inputs: Tensor,
     ) -> Tensor:
-        outputs = eager(inputs, weight, bias, activation, True)
-        _save(ctx, activation, (weight, bias, *inputs), outputs)
+        outputs = eager(inputs, weight, bias, index, indexed, activation, True)
+        arguments = (weight, bias, *inputs)
+        _save(ctx, activation, index, indexed, arguments, ctx.needs_input_grad[3:], outputs)
         return outputs[0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        return None, *_gradients(ctx, grad, ctx.needs_input_grad[1:])
+        return None, None, None, *_gradients(ctx, grad, ctx.needs_input_grad[3:])
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    tensors, weight, bias, activation, training = inputs
+    tensors, weight, bias, index, indexed, activation, training = inputs
     if not training and activation not in ("none", *_SAVE_OUTPUT):
         raise ValueError(
             f"training must be True to differentiate through activation {activation!r}"
         )
     ctx.mark_non_differentiable(output[1])
-    _save(ctx, activation, (weight, bias, *tensors), output)
+    arguments = (weight, bias, *tensors)
+    needed = [x is not None and x.requires_grad for x in arguments]  # ctx has not sorted them yet
+    _save(ctx, activation, index, indexed, arguments, needed, output)
 
 
 def _registered_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
     inputs_needed, weight_needed, bias_needed = ctx.needs_input_grad[:3]
     needed = [weight_needed, bias_needed, *inputs_needed]
     weight, bias, *inputs = _gradients(ctx, grad, needed)
-    return inputs, weight, bias, None, None
+    # torch takes an empty list for one of tensors, and wants a list back.
+    no_gradients = None if ctx.indexed else []
+    return inputs, weight, bias, [None] * len(ctx.indexed), no_gradients, None, None
 
 
 torch.library.register_autograd(
     "mmfast::concat_linear", _registered_backward, setup_context=_setup_context
 )
+
+
+def _batch_by_batch(operator: Any) -> Any:
+    """A rule for ``torch.vmap``: one call per batch entry."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        def entry(x: Any, dim: Any, b: int) -> Any:
+            if isinstance(x, (list, tuple)) and isinstance(dim, (list, tuple)):
+                return [entry(y, d, b) for y, d in zip(x, dim, strict=True)]
+            return x if dim is None else x.select(dim, b)
+
+        results = [
+            operator(*(entry(x, dim, b) for x, dim in zip(arguments, in_dims, strict=True)))
+            for b in range(info.batch_size)
+        ]
+        stacked = [torch.stack(same) for same in zip(*results, strict=True)]
+        return (stacked, [0] * len(stacked)) if operator is backward else (tuple(stacked), (0, 0))
+
+    return rule
+
+
+torch.library.register_vmap("mmfast::concat_linear", _batch_by_batch(traced))
+torch.library.register_vmap("mmfast::concat_linear_backward", _batch_by_batch(backward))

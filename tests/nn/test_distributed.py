@@ -2,11 +2,12 @@
 
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from mmfast.nn import ConcatLinear
@@ -72,9 +73,17 @@ def test_equals_one_process(kind, tmp_path):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     path = str(tmp_path / "parameters.pt")
-    mp.spawn(worker, args=(kind, port, path), nprocs=2)
+    ranks = [
+        subprocess.Popen([sys.executable, __file__, str(rank), kind, str(port), path])
+        for rank in range(2)
+    ]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
     alone = Model()
     train(alone, *data())
     found = torch.load(path)
     for name, parameter in alone.named_parameters():
         torch.testing.assert_close(found[name], parameter.detach())
+
+
+if __name__ == "__main__":
+    worker(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4])

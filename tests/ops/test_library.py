@@ -54,7 +54,9 @@ def test_isa_changes_the_kernel():
     results = {}
     for isa in host.cpu_isas():
         host.force_cpu_isa(isa)
-        results[isa] = torch.ops.mmfast.concat_linear.default([x], weight, None, "none", False)[0]
+        results[isa] = torch.ops.mmfast.concat_linear.default(
+            [x], weight, None, [], [], "none", False
+        )[0]
     host.force_cpu_isa("")
     assert not torch.equal(results["baseline"], results["avx2"])
 
