@@ -70,7 +70,9 @@ def concat_linear(
         if _transformed():
             _concat_linear.check_arguments(inputs, weight, bias, activation, index)
             return _concat_linear.decomposed(inputs, weight, bias, activation, index)
-        picked, indexed = _NO_INDEX if index is None else _concat_linear.split_index(index)
+        picked, indexed = (
+            _NO_INDEX if index is None else _concat_linear.split_index(index, len(inputs))
+        )
         training = torch.is_grad_enabled() and _any_requires_grad(inputs, weight, bias)
         if torch.compiler.is_compiling():
             arguments = (inputs, weight, bias, picked, indexed, activation, training)

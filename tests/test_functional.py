@@ -294,3 +294,143 @@ def test_peak_memory_of_the_process(dtype):
         [sys.executable, "-c", PEAK_MEMORY.format(dtype=dtype)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+# ------------------------------------------------------------------------- transforms and storage
+
+
+def test_forward_mode():
+    """Tangents come through, in torch.func, in dual numbers and inside torch.compile."""
+    x, y, weight = torch.randn(4, 3), torch.randn(4, 5), torch.randn(6, 8)
+    tangent = torch.randn(6, 8)
+    function = lambda w: concat_linear([x, y], w, activation="tanh")  # noqa: E731
+    eager = lambda w: reference.eager_concat_linear([x, y], w, None, "tanh")  # noqa: E731
+    exact = torch.func.jvp(eager, (weight,), (tangent,))[1]
+    jvp = lambda w: torch.func.jvp(function, (w,), (tangent,))[1]  # noqa: E731
+    torch.testing.assert_close(jvp(weight), exact)
+    torch._dynamo.reset()
+    compiled = torch.compile(jvp, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(weight), exact)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(weight, tangent)
+        found = torch.autograd.forward_ad.unpack_dual(function(dual)).tangent
+    torch.testing.assert_close(found, exact)
+
+
+def test_vmap_inside_compile():
+    weight = torch.randn(6, 8)
+    per_row = torch.func.vmap(lambda a, b: concat_linear([a, b], weight))
+    torch._dynamo.reset()
+    compiled = torch.compile(per_row, backend="aot_eager")
+    torch.testing.assert_close(compiled(X, Y), concat_linear([X, Y], weight))
+
+
+def test_batched_gradients():
+    x, weight = torch.randn(4, 3, requires_grad=True), torch.randn(6, 3, requires_grad=True)
+    result = concat_linear([x], weight, activation="gelu")
+    grads = torch.randn(5, 4, 6)
+    batched = torch.autograd.grad(
+        result, [x, weight], grads, is_grads_batched=True, retain_graph=True
+    )
+    for i, grad in enumerate(grads):
+        single = torch.autograd.grad(result, [x, weight], grad, retain_graph=True)
+        for b, s in zip(batched, single, strict=True):
+            torch.testing.assert_close(b[i], s)
+
+
+def test_transforms_check_arguments():
+    with pytest.raises(ValueError, match="activation is 'softplus'"):
+        torch.func.vmap(lambda x: concat_linear([x], W[:, :3], activation="softplus"))(X)
+
+
+def test_meta_device():
+    layer = mmfast.nn.ConcatLinear([3, 5], 6, device="meta")
+    result = layer([X.to("meta"), Y.to("meta")])
+    assert result.is_meta
+    assert result.shape == (4, 6)
+
+
+@pytest.mark.parametrize("rows", [4, 400])
+def test_freed_storage(rows):
+    """A tensor whose memory was given back, as sharded training does, is refused: no crash."""
+    x, weight = torch.randn(rows, 300), torch.randn(6, 300, requires_grad=True)
+    result = concat_linear([x], weight)
+    x.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"inputs\[0\] has elements but no memory"):
+        concat_linear([x], weight)
+    with pytest.raises(RuntimeError, match=r"inputs\[0\] has elements but no memory"):
+        result.sum().backward()
+
+
+def test_only_what_backward_needs_is_kept():
+    x = torch.randn(4, 3, requires_grad=True)
+    hidden = x * 2
+    result = concat_linear([hidden], torch.randn(2, 3))  # a frozen weight does not need the input
+    hidden.zero_()
+    result.sum().backward()
+    weight = torch.randn(2, 3, requires_grad=True)
+    result = concat_linear([torch.randn(4, 3)], weight)  # nor a first layer its weight
+    with torch.no_grad():
+        weight.sub_(0.1)
+    result.sum().backward()
+    hidden = x * 2
+    result = concat_linear([hidden], weight)
+    hidden.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.sum().backward()
+
+
+def test_sparse_gradient():
+    x, weight = torch.randn(4, 3), torch.randn(2, 3, requires_grad=True)
+    (found,) = torch.autograd.grad(concat_linear([x], weight), weight, torch.eye(4, 2).to_sparse())
+    torch.testing.assert_close(found, x[:2])
+
+
+# ------------------------------------------------------------------------------ 16-bit arithmetic
+
+
+def test_float16_sums_do_not_overflow():
+    """Gradients summed over many rows exceed float16 before they are multiplied by small values."""
+    tokens, vector = torch.randn(70_000, 8).half(), (torch.randn(1, 8) * 1e-4).half()
+    weight = torch.randn(4, 16).half()
+    grad = torch.ones(70_000, 4).half()
+    found = reference.run(concat_linear, [tokens, vector], weight, None, grad)
+    exact = reference.run(
+        reference.concat_linear, [tokens, vector], weight, None, grad, torch.float64
+    )
+    torch.testing.assert_close(found[3][:, 8:].double(), exact[3][:, 8:], rtol=2e-3, atol=0)
+
+
+def test_float16_bias_before_rounding():
+    """A product beyond float16's range that the bias brings back."""
+    x, weight = torch.full((64, 512), 10.0).half(), torch.full((64, 512), 14.0).half()
+    bias = torch.full((64,), -20_000.0).half()
+    for activation in ("none", "relu"):
+        assert concat_linear([x], weight, bias, activation=activation).max().item() == 51_680
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_cancelling_bias(activation, dtype):
+    """A bias that takes away most of the product: one rounding, as in PyTorch, not two."""
+    inputs = [(torch.rand(256, 300) + 3).to(dtype), (torch.rand(256, 200) + 3).to(dtype)]
+    weight = (torch.rand(64, 500) * 0.1 + 0.1).to(dtype)
+    bias = torch.full((64,), -262.5).to(dtype)
+    rule = reference.ErrorRule(dtype)
+    arguments = (inputs, weight, bias, None)
+    (found,) = reference.run(concat_linear, *arguments, activation=activation)
+    (eager,) = reference.run(reference.eager_concat_linear, *arguments, activation=activation)
+    (z,) = reference.run(reference.concat_linear, *arguments, torch.float64)
+    exact = torch.tanh(z) if activation == "tanh" else z.clamp_min(0)
+    rule.add(found, exact, eager, exact)
+    rule.check(2, activation)
+
+
+def test_create_graph_gives_the_same_gradient():
+    inputs = [torch.randn(64, 64).bfloat16() for _ in range(16)]
+    weight = (torch.randn(48, 1024) / 32).bfloat16().requires_grad_()
+    bias, grad = torch.randn(48).bfloat16(), torch.randn(64, 48).bfloat16()
+    result = concat_linear(inputs, weight, bias, activation="gelu")
+    (plain,) = torch.autograd.grad(result, weight, grad, retain_graph=True)
+    (differentiable,) = torch.autograd.grad(result, weight, grad, create_graph=True)
+    torch.testing.assert_close(plain, differentiable, rtol=0.02, atol=0.1)

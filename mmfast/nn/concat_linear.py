@@ -153,7 +153,9 @@ class ConcatLinear(nn.Module):
             raise ValueError(
                 f"inputs have last sizes {list(widths)}; in_features says {list(self.in_features)}"
             )
-        return functional.concat_linear(tensors, self.weight, self.bias, activation=self.activation)
+        return functional.concat_linear(
+            tensors, self.weight, self.bias, activation=self.activation, index=index
+        )
 
     def _ordered(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         if self.names is None:

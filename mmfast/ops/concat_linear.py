@@ -27,12 +27,17 @@ backward = torch.ops.mmfast.concat_linear_backward.default
 Index = Sequence[Tensor | None]
 
 
-def split_index(index: Index | None) -> tuple[list[Tensor], list[int]]:
-    """The operator's two lists: the index tensors there are, and which inputs they belong to."""
-    if index is None:
-        return [], []
-    indexed = [i for i, entries in enumerate(index) if entries is not None]
-    return [index[i].long() for i in indexed], indexed  # type: ignore[union-attr]
+def split_index(index: Index, count: int) -> tuple[list[Tensor], list[int]]:
+    """The operator's two lists: the index tensors there are, and which inputs they belong to.
+
+    Raises:
+        TypeError: ``index`` does not fit ``count`` inputs; :func:`check_arguments` says how.
+    """
+    if isinstance(index, Tensor) or len(index) != count:
+        raise TypeError("index does not fit inputs")
+    indexed = [i for i, rows in enumerate(index) if rows is not None]
+    rows = [index[i] for i in indexed]
+    return [x.long() if x.dtype == torch.int32 else x for x in rows], indexed  # type: ignore
 
 
 def check_arguments(
@@ -278,7 +283,9 @@ def _gradients(ctx: Any, grad: Tensor | None, needed: Sequence[bool]) -> list[Te
     bias, saved = None, weight  # without an activation the kernel reads neither
     if ctx.activation != "none":
         *inputs, bias, saved = inputs
-    if torch.is_grad_enabled():  # create_graph=True: the formula must itself be differentiable
+    # create_graph=True wants a formula that is itself differentiable; is_grads_batched=True, one in
+    # operations that PyTorch knows how to batch.
+    if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(grad):
         joined = _join_index(len(inputs), index, ctx.indexed)
         return _differentiable_gradients(grad, inputs, weight, bias, ctx.activation, joined, needed)
     if grad.layout is not torch.strided:
@@ -341,14 +348,16 @@ def _differentiable_gradients(
 ) -> list[Tensor | None]:
     if bias is None and needed[1]:  # not saved without an activation: its value does not matter
         bias = weight.new_zeros(weight.shape[0], requires_grad=True)
-    # Views stand between the arguments and the result, so that one tensor given twice has two.
-    arguments = [None if x is None else x.view_as(x) for x in (weight, bias, *inputs)]
-    for x, need in zip(arguments, needed, strict=True):
-        if need and x is not None and not x.requires_grad:
-            x.requires_grad_()  # kept as a shape only: its value does not matter
-    result = decomposed(arguments[2:], arguments[0], arguments[1], activation, index)  # type: ignore
+    with torch.enable_grad():
+        # Views stand between the arguments and the result: one tensor given twice has two.
+        arguments = [None if x is None else x.view_as(x) for x in (weight, bias, *inputs)]
+        for x, need in zip(arguments, needed, strict=True):
+            if need and x is not None and not x.requires_grad:
+                x.requires_grad_()  # kept as a shape only: its value does not matter
+        result = decomposed(arguments[2:], arguments[0], arguments[1], activation, index)  # type: ignore
     chosen = [x for x, need in zip(arguments, needed, strict=True) if need]
-    found = iter(torch.autograd.grad(result, chosen, grad, create_graph=True))  # type: ignore
+    create_graph = torch.is_grad_enabled()
+    found = iter(torch.autograd.grad(result, chosen, grad, create_graph=create_graph))  # type: ignore
     return [next(found) if need else None for need in needed]
 
 
@@ -392,7 +401,7 @@ def _registered_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tup
     needed = [weight_needed, bias_needed, *inputs_needed]
     weight, bias, *inputs = _gradients(ctx, grad, needed)
     # torch takes an empty list for one of tensors, and wants a list back.
-    no_gradients = None if ctx.indexed else []
+    no_gradients: list[None] | None = None if ctx.indexed else []
     return inputs, weight, bias, [None] * len(ctx.indexed), no_gradients, None, None
 
 
