@@ -74,7 +74,7 @@ py::dict concat_linear_plan(const std::vector<int64_t>& widths,
   const mmfast::Plan plan = mmfast::plan_concat_linear(
       widths, distinct_rows, rows, cols, static_cast<mmfast::Element>(element - kElements),
       mmfast::current_isa());
-  constexpr const char* kMethods[] = {"empty", "tiny", "kernel", "library"};
+  constexpr const char* kMethods[] = {"empty", "tiny", "dot", "kernel", "library"};
   py::list groups;
   for (const mmfast::Group& group : plan.groups) {
     py::dict entry;

@@ -217,8 +217,8 @@ void forward_kernel(const Call& call, const Plan& plan, const Matrix& out, const
   multiply_members(call, plan.groups[0].members, out, call.element_size, args);
 }
 
-void forward_tiny(const Call& call, const Matrix& out, const void* bias, Activation activation,
-                  void* preactivation) {
+void forward_dot(const Call& call, const Matrix& out, const void* bias, Activation activation,
+                 void* preactivation) {
   const std::vector<TinySource> sources = tiny_sources(call);
   const RowMapStorage rows(call.shape.batch, strides_of(call.sources), index_of(call.sources));
   TinyArgs args = tiny_args(call, sources, rows.view(), false);
@@ -226,7 +226,10 @@ void forward_tiny(const Call& call, const Matrix& out, const void* bias, Activat
   args.preactivation = preactivation;
   args.bias = bias;
   args.activation = activation;
-  MMFAST_DISPATCH(call.dtype, tiny_forward, args);
+  MMFAST_DISPATCH(call.dtype, gather_rows, args);
+  parallel_for(0, args.cols, grain(args.count * args.width / 8), [&](int64_t begin, int64_t end) {
+    MMFAST_DISPATCH(call.dtype, dot_rows, args, begin, end);
+  });
 }
 
 std::tuple<Tensor, Tensor> concat_linear(const std::vector<Tensor>& inputs, const Tensor& weight,
@@ -255,12 +258,12 @@ std::tuple<Tensor, Tensor> concat_linear(const std::vector<Tensor>& inputs, cons
   }
 
   const Plan plan = plan_call(call);
-  if (plan.method != Method::tiny) {
-    gather_first(call, sources);
+  if (plan.method == Method::tiny || plan.method == Method::dot) {
+    forward_dot(call, out, bias_data, activation, pre);
+    return {result, preactivation};
   }
-  if (plan.method == Method::tiny) {
-    forward_tiny(call, out, bias_data, activation, pre);
-  } else if (plan.method == Method::kernel) {
+  gather_first(call, sources);
+  if (plan.method == Method::kernel) {
     forward_kernel(call, plan, out, bias_data, activation, pre);
   } else {
     forward_library(call, plan, out, bias_data, activation, pre);

@@ -15,7 +15,8 @@ namespace mmfast {
 // How the products of a problem are formed.
 enum class Method {
   empty,    // nothing to multiply
-  tiny,     // own loop over rows: cheaper than any set-up
+  tiny,     // own loops, forward and backward: cheaper than any set-up
+  dot,      // few rows: a dot product for each element of the result, the weight read once
   kernel,   // own matrix product, one loop over the features of all inputs (gemm.h)
   library,  // library products, one per group of inputs
 };
@@ -35,6 +36,9 @@ struct Plan {
   std::vector<Group> groups;
   std::string why;
 };
+
+// Whether gemm.h has kernels for this element type that beat the library's products.
+bool has_own_kernel(Element element, Isa isa);
 
 // For inputs that have features (widths above 0). `distinct_rows[i]`: how many different rows input
 // i has, out of `rows`.

@@ -227,6 +227,9 @@ void backward_library(const Call& call, const Matrix& gradient, const Wanted& wa
   }
 }
 
+// Up to this many rows the weight's columns are read where they are: packing would cost more.
+constexpr int64_t kInPlaceRows = 64;
+
 // Writes the gradients of inputs with one product, whose panels go to the inputs they belong to.
 void input_gradients(const Call& call, const Matrix& gradient, const Wanted& wanted,
                      const std::vector<int64_t>& members) {
@@ -235,6 +238,14 @@ void input_gradients(const Call& call, const Matrix& gradient, const Wanted& wan
     const Source& source = call.sources[i];
     add_panels(panels, source.offset, source.matrix.cols, static_cast<char*>(wanted.inputs[i]),
                source.matrix.cols, call.element_size);
+  }
+  if (call.dtype == ScalarType::Float && gradient.rows <= kInPlaceRows) {
+    for (PanelPlan& panel : panels) {
+      if (panel.cols == kPanelCols) {
+        panel.in_place = static_cast<const char*>(call.weight_slice(panel.first_col, 1).data);
+        panel.in_place_stride = call.weight.row_stride * call.element_size;
+      }
+    }
   }
   GemmArgs args{};
   args.rows = gradient.rows;
@@ -396,7 +407,7 @@ std::vector<Tensor> concat_linear_backward(const Tensor& grad, const std::vector
       direct.inputs[i] = picked[i]->mutable_data_ptr();
     }
   }
-  if (plan.method == Method::kernel) {
+  if (has_own_kernel(element_of(call.dtype), current_isa())) {
     backward_kernel(call, gradient.matrix, direct);
   } else {
     backward_library(call, gradient.matrix, direct);

@@ -126,9 +126,9 @@ inline void gather_first(const Call& call, std::vector<Source>& sources) {
 // Scratch for a tiny problem, in elements of the accumulator's type; see the tiny kernels.
 inline int64_t tiny_scratch(const Call& call, bool backward) {
   const int64_t accumulator_size = call.dtype == ScalarType::Double ? 8 : 4;
-  int64_t elements = call.shape.width + call.shape.cols;
+  int64_t elements = call.shape.rows * call.shape.width;
   if (backward) {
-    elements = call.shape.rows * (call.shape.width + call.shape.cols) + call.shape.width;
+    elements += call.shape.rows * call.shape.cols + call.shape.width;
     for (const Source& source : call.sources) {
       elements += source.grad_rows * source.matrix.cols;
     }

@@ -306,34 +306,46 @@ void gather_row(const TinyArgs& args, const RowCursor& cursor, A* row) {
   }
 }
 
-// The whole operator for problems so small that a library call costs more than the arithmetic.
+// Every row of the concatenation, widened: for problems of few rows.
 template <typename T>
-void tiny_forward(const TinyArgs& args) {
-  using A = accumulator_t<T>;
-  A* x = static_cast<A*>(args.scratch);  // [width]
-  A* z = x + args.width;                 // [cols]
-  const T* weight = static_cast<const T*>(args.weight);
-  const T* bias = static_cast<const T*>(args.bias);
-  T* out = static_cast<T*>(args.out);
-  T* pre = static_cast<T*>(args.preactivation);
+void gather_rows(const TinyArgs& args) {
   RowCursor cursor(args.rows, 0);
   for (int64_t m = 0; m < args.count; ++m, cursor.next()) {
-    gather_row<T>(args, cursor, x);
-    int64_t j = 0;
-    for (; j + 4 <= args.cols; j += 4) {
-      dot4(x, weight + j * args.weight_stride, args.weight_stride, args.width, z + j);
+    gather_row<T>(args, cursor, static_cast<accumulator_t<T>*>(args.scratch) + m * args.width);
+  }
+}
+
+// Columns begin..end of the result from gathered rows, a dot product each: for problems so small,
+// or of so few rows, that packing or a library call costs more than the arithmetic. A few rows of
+// the weight at a time meet all rows, so that the weight is read from memory once.
+template <typename T>
+void dot_rows(const TinyArgs& args, int64_t begin, int64_t end) {
+  using A = accumulator_t<T>;
+  constexpr int64_t kColumns = 16;
+  A z[kColumns];
+  const A* rows = static_cast<const A*>(args.scratch);
+  const T* weight = static_cast<const T*>(args.weight);
+  for (int64_t j0 = begin; j0 < end; j0 += kColumns) {
+    const int64_t n = end - j0 < kColumns ? end - j0 : kColumns;
+    for (int64_t m = 0; m < args.count; ++m) {
+      const A* x = rows + m * args.width;
+      const T* w = weight + j0 * args.weight_stride;
+      int64_t j = 0;
+      for (; j + 4 <= n; j += 4) {
+        dot4(x, w + j * args.weight_stride, args.weight_stride, args.width, z + j);
+      }
+      for (; j < n; ++j) {
+        z[j] = dot(x, w + j * args.weight_stride, args.width);
+      }
+      if (args.bias) {
+        add_tile(z, static_cast<const T*>(args.bias) + j0, n);
+      }
+      if (args.preactivation) {
+        store_tile(static_cast<T*>(args.preactivation) + m * args.cols + j0, z, n);
+      }
+      MMFAST_EACH_ACTIVATION(args.activation, activate_tile, z, n)
+      store_tile(static_cast<T*>(args.out) + m * args.cols + j0, z, n);
     }
-    for (; j < args.cols; ++j) {
-      z[j] = dot(x, weight + j * args.weight_stride, args.width);
-    }
-    if (bias) {
-      add_tile(z, bias, args.cols);
-    }
-    if (pre) {
-      store_tile(pre + m * args.cols, z, args.cols);
-    }
-    MMFAST_EACH_ACTIVATION(args.activation, activate_tile, z, args.cols)
-    store_tile(out + m * args.cols, z, args.cols);
   }
 }
 

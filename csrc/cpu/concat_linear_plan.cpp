@@ -23,6 +23,9 @@ constexpr int64_t kNarrow = 128;
 constexpr int64_t kRepeats = 2;
 constexpr int64_t kHalfLibraryRepeats = 8;
 
+// Up to this many rows, packing the weight for a matrix product costs more than it saves.
+constexpr int64_t kDotRows = 16;
+
 constexpr int64_t kBlockBytes = 1 << 20;
 
 int64_t block_rows(int64_t width, int64_t element_size, int64_t rows) {
@@ -44,17 +47,6 @@ std::vector<Group> runs(const std::vector<int64_t>& members, const std::vector<i
     }
   }
   return groups;
-}
-
-bool has_own_kernel(Element element, Isa isa) {
-  switch (element) {
-    case Element::float32:
-      return isa >= Isa::avx512;
-    case Element::bfloat16:
-      return isa == Isa::avx512_bf16;
-    default:
-      return false;
-  }
 }
 
 Plan library_plan(const std::vector<int64_t>& widths, const std::vector<int64_t>& distinct_rows,
@@ -82,6 +74,17 @@ Plan library_plan(const std::vector<int64_t>& widths, const std::vector<int64_t>
 
 }  // namespace
 
+bool has_own_kernel(Element element, Isa isa) {
+  switch (element) {
+    case Element::float32:
+      return isa >= Isa::avx512;
+    case Element::bfloat16:
+      return isa == Isa::avx512_bf16;
+    default:
+      return false;
+  }
+}
+
 Plan plan_concat_linear(const std::vector<int64_t>& widths,
                         const std::vector<int64_t>& distinct_rows, int64_t rows, int64_t cols,
                         Element element, Isa isa) {
@@ -98,6 +101,12 @@ Plan plan_concat_linear(const std::vector<int64_t>& widths,
   if (rows <= kTinyRows && cols <= kTinyCols && rows * cols <= kTinyProducts / width) {
     plan.method = Method::tiny;
     plan.why = "at most " + std::to_string(kTinyProducts) + " multiply-adds: own loop";
+    return plan;
+  }
+  if (rows <= kDotRows && isa >= Isa::avx2 && rows * width * 4 <= kScratchLimit &&
+      element != Element::float64) {
+    plan.method = Method::dot;
+    plan.why = "at most " + std::to_string(kDotRows) + " rows: a dot product per element";
     return plan;
   }
   const bool own = has_own_kernel(element, isa);

@@ -89,6 +89,8 @@ struct PanelPlan {
   char* out;
   int64_t out_stride;
   int64_t col;
+  const char* in_place = nullptr;  // the columns themselves, if they need no packing
+  int64_t in_place_stride = 0;
 };
 
 // Cuts `cols` columns into panels.
