@@ -6,17 +6,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
+EDITABLE := $(VENV)/.editable
 BUILT := $(VENV)/.built
 DEV_TOOLS := $(VENV)/.dev
 CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: help build demo test test-torch bench lint format cuda-check dist clean
+.PHONY: help build demo test test-torch bench bench-pytest lint format cuda-check dist clean
 
 help:
 	@echo "make demo        train the emoji models and time the fusion layer (about 2 minutes)"
 	@echo "make test        run the test suite"
+	@echo "make build       make .venv and build the extension in place"
 	@echo "make test-torch  TORCH=2.15.0: run the operator tests of the built wheel under another torch"
-	@echo "make bench       time the operators against their peers"
+	@echo "make bench       time the operators against their peers; ARGS='--grid' and others"
+	@echo "make bench-pytest  the same cases under pytest-benchmark"
 	@echo "make lint        ruff, mypy, clang-format"
 	@echo "make format      rewrite the sources as lint wants them"
 	@echo "make cuda-check  compile and inspect the CUDA kernels"
@@ -28,8 +31,15 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP) install -q -c constraints.txt torch numpy pybind11 ninja setuptools wheel
 	touch $@
 
-$(BUILT): $(INSTALLED) setup.py $(CXX_FILES)
+$(EDITABLE): $(INSTALLED)
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[test]'
+	touch $@
+
+# In place, so that only what changed is compiled again.
+$(BUILT): $(EDITABLE) setup.py $(CXX_FILES)
+	@echo "compiling what changed in csrc (log: $(VENV)/build.log)"
+	@$(BIN)/python setup.py -q build_ext --inplace > $(VENV)/build.log 2>&1 || \
+	  { cat $(VENV)/build.log; exit 1; }
 	touch $@
 
 $(DEV_TOOLS): $(BUILT)
@@ -45,9 +55,11 @@ test: $(BUILT)
 	$(BIN)/python -m pytest
 
 bench: $(BUILT)
-	mkdir -p benchmarks/reports
+	$(BIN)/mmfast bench $(ARGS)
+
+bench-pytest: $(BUILT)
 	$(BIN)/python -m pytest benchmarks --benchmark-group-by=group --benchmark-sort=name \
-	  --benchmark-columns=median,iqr,rounds --benchmark-json=benchmarks/reports/latest.json
+	  --benchmark-columns=median,iqr,rounds $(ARGS)
 
 lint: $(DEV_TOOLS)
 	$(BIN)/ruff format --check
@@ -84,6 +96,6 @@ test-torch: $(BUILT)
 	cd $(OTHER) && bin/python -m pytest -q ../tests/ops ../tests/nn ../tests/test_functional.py
 
 clean:
-	rm -rf $(VENV) .venv-torch-* build dist runs *.egg-info mmfast/_C.*.so benchmarks/reports
+	rm -rf $(VENV) .venv-torch-* build dist runs *.egg-info mmfast/_C.*.so
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -21,6 +21,7 @@ OLDEST_TORCH = "0x020a000000000000"  # 2.10
 # -fno- flags let loops with comparisons and square roots vectorise; neither changes a result.
 CXX_FLAGS = [
     "-O3",
+    "-g0",
     "-std=c++20",
     "-fvisibility=hidden",
     "-fno-math-errno",
@@ -45,11 +46,10 @@ def extension() -> Extension:
     sources = ["csrc/library.cpp", *sorted(glob.glob("csrc/cpu/*.cpp"))]
     cuda_sources = sorted(glob.glob("csrc/cuda/*.cu"))
     defines = [("TORCH_TARGET_VERSION", OLDEST_TORCH)]
-    cxx = list(CXX_FLAGS)
     if cuda_wanted(cuda_sources):
         sources += cuda_sources
         defines += [("MMFAST_CUDA", None), ("USE_CUDA", None)]
-    flags = " ".join(cxx)
+    flags = " ".join(CXX_FLAGS)
     return Extension(
         "mmfast._C",
         sources=sources,
@@ -58,7 +58,7 @@ def extension() -> Extension:
         library_dirs=library_paths(),
         libraries=["torch", "torch_cpu"],
         define_macros=defines,
-        extra_compile_args={"cxx": [*cxx, f'-DMMFAST_BUILD_FLAGS="{flags}"']},
+        extra_compile_args={"cxx": [*CXX_FLAGS, f'-DMMFAST_BUILD_FLAGS="{flags}"']},
         extra_link_args=["-Wl,--as-needed"] if sys.platform == "linux" else [],
         language="c++",
     )

@@ -19,22 +19,10 @@ inline Activation parse_activation(std::string_view name) {
   return Activation::unknown;
 }
 
-// What backward needs of forward: nothing, the result, or the value before the activation.
-enum class Saved : int { nothing, output, preactivation };
-
-inline Saved saved_for_backward(Activation activation) {
-  switch (activation) {
-    case Activation::relu:
-    case Activation::tanh:
-    case Activation::sigmoid:
-      return Saved::output;
-    case Activation::gelu:
-    case Activation::gelu_tanh:
-    case Activation::silu:
-      return Saved::preactivation;
-    default:
-      return Saved::nothing;
-  }
+// Whether backward needs the value before the activation; for the others the result serves.
+inline bool needs_preactivation(Activation activation) {
+  return activation == Activation::gelu || activation == Activation::gelu_tanh ||
+         activation == Activation::silu;
 }
 
 }  // namespace mmfast

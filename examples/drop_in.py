@@ -1,7 +1,4 @@
-"""Swap a concatenation and its linear layer in an existing model for ConcatLinear, and back.
-
-    python examples/drop_in.py
-"""
+"""Swap a concatenation and its linear layer in an existing model for ConcatLinear, and back."""
 
 import torch
 from torch import Tensor, nn

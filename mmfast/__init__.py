@@ -1,13 +1,19 @@
 """mmfast: multimodal fusion for PyTorch in which the concatenation costs nothing."""
 
-import sys
 from importlib.metadata import version as _version
 
 __version__ = _version("mmfast")
 
 __all__ = ["__version__", "concat_linear", "functional", "nn"]
 
-# `python -m mmfast.doctor` must be able to say why the library does not load.
-if "mmfast.doctor" not in sys.orig_argv:
+try:
     from mmfast import functional, nn
     from mmfast.functional import concat_linear
+except ImportError as _error:
+    # Told at first use, so that `mmfast doctor` can be imported and say more.
+    _reason = _error
+
+    def __getattr__(name: str) -> object:
+        if name in __all__:
+            raise ImportError(f"mmfast.{name} is unavailable: {_reason}") from _reason
+        raise AttributeError(f"module 'mmfast' has no attribute {name!r}")

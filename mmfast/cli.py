@@ -1,43 +1,57 @@
-"""``mmfast ...``: one command for everything that is not a library call."""
+"""``mmfast ...``: one command for everything that is not a library call.
 
+Each command is the ``main(argv)`` of a module of its own, imported only when it is called: so
+``mmfast doctor`` works where the optional packages, or the compiled library, do not.
+"""
+
+import importlib
 import sys
 
-from mmfast import doctor
+import mmfast
 
-NEEDS_TRAIN = "the `mmfast` commands but `doctor` need the extra: pip install 'mmfast[train]'"
+# command: module with main(argv) -> int, the extra it needs, what it does
+COMMANDS = {
+    "bench": ("mmfast.bench.cli", "bench", "time the operators against their peers"),
+    "demo": ("mmfast.train.demo", "train", "train image, text and fused models on the emoji set"),
+    "doctor": ("mmfast.doctor", "", "print what a bug report should contain"),
+}
 
 
-def main() -> int:
-    """Run the command line; ``mmfast doctor`` works without the optional packages."""
-    if sys.argv[1:2] == ["doctor"]:
-        return doctor.main(sys.argv[2:])
+def usage() -> str:
+    """What ``mmfast --help`` prints."""
+    lines = [f"  {name:<8} {what}" for name, (_, _, what) in COMMANDS.items()]
+    commands = "\n".join(lines)
+    return (
+        "usage: mmfast COMMAND [options]; mmfast COMMAND --help lists a command's options\n\n"
+        f"{commands}\n\n  --version"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit status, 2 for a wrong call."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(mmfast.__version__)
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"mmfast: there is no command {argv[0]!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    module, extra, _ = COMMANDS[argv[0]]
     try:
-        import typer
-    except ImportError as error:
-        sys.exit(f"{error}: {NEEDS_TRAIN}")
-    app = typer.Typer(
-        help="Fast multimodal fusion for PyTorch.", no_args_is_help=True, add_completion=False
-    )
-    passed_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-
-    @app.command(
-        "doctor", context_settings=passed_on, help="What a bug report should contain; --json."
-    )
-    def _doctor(context: typer.Context) -> None:
-        raise typer.Exit(doctor.main(context.args))
-
-    @app.command(
-        "demo",
-        context_settings=passed_on,
-        help="Train image, text and fused models on the emoji set; --help lists the options.",
-    )
-    def _demo(context: typer.Context) -> None:
-        from mmfast.train import demo
-
-        raise typer.Exit(demo.main(context.args))
-
-    app()
-    return 0
+        command = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if not extra or (error.name or "").startswith("mmfast"):
+            raise
+        print(
+            f"mmfast {argv[0]} needs {error.name}, which is not installed: "
+            f"pip install 'mmfast[{extra}]'",
+            file=sys.stderr,
+        )
+        return 1
+    return command.main(argv[1:])
 
 
 if __name__ == "__main__":

@@ -10,12 +10,8 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import sys
-
-OPTIONAL = {
-    "train": ("matplotlib", "pillow", "rich", "torchmetrics", "typer"),
-    "bench": ("matplotlib", "pytest", "pytest-benchmark", "rich"),
-}
 
 
 def examine() -> dict[str, dict[str, str]]:
@@ -25,7 +21,7 @@ def examine() -> dict[str, dict[str, str]]:
         "machine": _machine(),
         "kernels": _kernels(),
         "cuda": _cuda(),
-        "extras": {extra: _extra(packages) for extra, packages in OPTIONAL.items()},
+        "extras": {extra: _extra(extra) for extra in ("train", "bench")},
     }
 
 
@@ -104,8 +100,15 @@ def _cuda() -> dict[str, str]:
     return facts
 
 
-def _extra(packages: tuple[str, ...]) -> str:
-    missing = [package for package in packages if _installed(package) is None]
+def _extra(extra: str) -> str:
+    """Whether what the package's own metadata lists under an extra is installed."""
+    missing = [
+        package
+        for requirement in importlib.metadata.requires("mmfast") or []
+        if re.search(rf"extra == ['\"]{extra}['\"]", requirement)
+        for package in [re.split(r"[\s<>=!~;\[(]", requirement, maxsplit=1)[0]]
+        if _installed(package) is None
+    ]
     return f"unavailable: {', '.join(missing)} not installed" if missing else "available"
 
 

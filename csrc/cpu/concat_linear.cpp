@@ -240,7 +240,7 @@ std::tuple<Tensor, Tensor> concat_linear(const std::vector<Tensor>& inputs, cons
   const Activation activation = check_activation(activation_name);
   const ConcatLinearShape shape = check_concat_linear(inputs, weight, index, indexed);
   check_bias(bias, weight);
-  const bool keep = training && saved_for_backward(activation) == Saved::preactivation;
+  const bool keep = training && needs_preactivation(activation);
 
   const Tensor usable_weight = with_unit_column_stride(weight);
   std::vector<Source> sources = make_sources(inputs, index, indexed, shape);

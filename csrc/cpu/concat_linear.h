@@ -120,7 +120,7 @@ struct TinyArgs {
   const TinySource* sources;
   RowMap rows;             // of the inputs' data
   RowMap grad_input_rows;  // of the inputs' gradients
-  void* scratch;           // see tiny_scratch_elements
+  void* scratch;           // see tiny_scratch
   void* out;
   void* preactivation;  // or null
   const void* weight;

@@ -123,7 +123,7 @@ inline void gather_first(const Call& call, std::vector<Source>& sources) {
   }
 }
 
-// Scratch for a tiny problem, in elements of the accumulator's type; see the tiny kernels.
+// Bytes of scratch for a tiny problem; see the kernels that divide it.
 inline int64_t tiny_scratch(const Call& call, bool backward) {
   const int64_t accumulator_size = call.dtype == ScalarType::Double ? 8 : 4;
   int64_t elements = call.shape.rows * call.shape.width;

@@ -1,6 +1,6 @@
 // Inner loops of concat_linear. Included once per instruction set by cpu/foreach_isa.h, inside
-// namespace mmfast, so it includes nothing itself and uses no library code that is not a macro or
-// always inlined.
+// namespace mmfast, after every header has been read: what it calls of them was compiled for the
+// baseline.
 
 constexpr int64_t kTile = 512;  // columns worked on at a time; 2 KiB of float stays in L1
 

@@ -122,6 +122,8 @@ Plan plan_concat_linear(const std::vector<int64_t>& widths,
   if (!own) {
     return library_plan(widths, distinct_rows, members, rows, element);
   }
+  // A member has a row of its own for every row: distinct rows divide rows, and kRepeats is 2.
+  static_assert(kRepeats == 2, "the kernel reads its members row by row");
   plan.method = Method::kernel;
   plan.why = "one loop over the features of all inputs, accumulated in registers";
   if (!members.empty()) {

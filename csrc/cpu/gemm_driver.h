@@ -12,6 +12,7 @@
 namespace mmfast {
 namespace {
 
+constexpr int64_t kLeftBytes = 64 * 1024;  // of rows that meet every panel before the next ones do
 constexpr int64_t kCacheBytes = 256 * 1024;  // of a core's second-level cache, for one operand
 
 // The kernels by element type: plans ask for them only where this machine has them.
@@ -116,7 +117,7 @@ void run_gemm(const Call& call, const std::vector<GemmSegment>& segments, int64_
   args.segments = segments.data();
   args.segment_count = static_cast<int64_t>(segments.size());
   args.panels = panels.data();
-  const int64_t fit = kCacheBytes / (steps * 4);
+  const int64_t fit = kLeftBytes / (steps * 4);
   args.block_rows = std::max<int64_t>(kTileRows, fit / kTileRows * kTileRows);
   const int64_t blocks = (args.rows + args.block_rows - 1) / args.block_rows;
   const int64_t threads = torch::stable::get_num_threads();
@@ -145,7 +146,7 @@ void run_gemm(const Call& call, const std::vector<GemmSegment>& segments, int64_
 // weight gradient = grad^T inputs, in float32: strips of the inputs' columns against all of grad.
 inline void run_gemm_transposed(const Call& call, const Matrix& grad,
                                 const std::vector<GemmStrip>& strips, int64_t out_stride) {
-  const int64_t fit = kCacheBytes / (grad.cols * 4) / 2 * 2;
+  const int64_t fit = kCacheBytes / (grad.cols * call.element_size) / 2 * 2;
   const GemmTransposedArgs args{
       static_cast<const char*>(grad.data), grad.rows, grad.cols, strips.data(), out_stride,
       std::clamp<int64_t>(fit, 32, 1024)};

@@ -29,7 +29,7 @@ const char* isa_name(Isa isa);
 }  // namespace mmfast
 
 // Picks the copy of a kernel that the current instruction set asks for:
-//   MMFAST_ISA_CALL(concat_linear::finish<float>, rows, ...)
+//   MMFAST_ISA_CALL(finish<float>, args, begin, end)
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define MMFAST_HAVE_X86_ISAS 1
 #define MMFAST_ISA_CALL(kernel, ...)          \

@@ -145,6 +145,8 @@ class ConcatLinear(nn.Module):
         if isinstance(index, Mapping):
             index = self._ordered_index(index)
         try:
+            if isinstance(tensors, Tensor):  # iterating would take its rows for the inputs
+                raise TypeError
             widths = tuple([x.shape[-1] if x.dim() else 0 for x in tensors])
         except (AttributeError, TypeError):
             check_arguments(tensors, self.weight, self.bias, self.activation)

@@ -148,6 +148,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("seeds", "epochs"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(options, name)}")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {options.out} cannot be made a directory: {error}")
     console = Console()
     recipe = Recipe(**{**asdict(RECIPE), "epochs": options.epochs})
     results = run(range(options.seeds), recipe, options.out, console)

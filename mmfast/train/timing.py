@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import median
-from time import perf_counter
 
 import torch
 from torch import nn
 
+from mmfast.bench.timing import interleave
 from mmfast.nn import ConcatLinear
 
 Step = Callable[[], object]
@@ -93,33 +93,6 @@ def time_fusion(
         fused_s=median(fused_s),
         eager_s=median(eager_s),
     )
-
-
-def interleave(
-    first: Step, second: Step, *, turns: int, turn_s: float
-) -> tuple[list[float], list[float]]:
-    """Measures two steps in the order A B, B A, A B ...; returns seconds per call of each turn."""
-    steps = (first, second)
-    times: tuple[list[float], list[float]] = ([], [])
-    for step in steps:
-        step()  # warms up
-    for turn in range(turns):
-        for which in (0, 1) if turn % 2 == 0 else (1, 0):
-            times[which].append(_seconds_per_call(steps[which], turn_s))
-    return times
-
-
-def _seconds_per_call(step: Step, least_s: float) -> float:
-    # Counts calls until the time is up, instead of timing a number of calls fixed beforehand: a
-    # machine that turns busy can make one call a hundred times longer.
-    calls = 0
-    start = perf_counter()
-    while True:
-        step()
-        calls += 1
-        elapsed = perf_counter() - start
-        if elapsed >= least_s:
-            return elapsed / calls
 
 
 def _step(forward: Callable[[], torch.Tensor], leaves: list[torch.Tensor], backward: bool) -> Step:

@@ -1,0 +1,68 @@
+"""The command line: every command is reached, and wrong calls are told."""
+
+import subprocess
+import sys
+
+import pytest
+
+import mmfast
+from mmfast import cli
+
+
+def test_version_and_help(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == mmfast.__version__
+    assert cli.main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in cli.COMMANDS)
+    assert cli.main([]) == 2
+
+
+def test_unknown_command(capsys):
+    assert cli.main(["dmeo"]) == 2
+    assert "there is no command 'dmeo'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"mmfast {command}" in capsys.readouterr().out
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("missing", ["matplotlib", "rich", "torchmetrics", "PIL"])
+def test_missing_package_is_named(missing):
+    done = run(
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from mmfast import cli; sys.exit(cli.main(['demo', '--help']))"
+    )
+    assert done.returncode == 1, done.stderr
+    assert f"mmfast demo needs {missing}" in done.stderr
+    assert "pip install 'mmfast[train]'" in done.stderr
+
+
+def test_doctor_runs_where_the_library_does_not_load():
+    done = run(
+        "import sys; sys.modules['mmfast._C'] = None\n"
+        "from mmfast import cli; sys.exit(cli.main(['doctor']))"
+    )
+    assert done.returncode == 1, done.stderr
+    assert "no: mmfast's compiled library could not be loaded" in done.stdout
+
+
+def test_demo_refuses_an_unwritable_directory(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    done = subprocess.run(
+        [sys.executable, "-m", "mmfast.cli", "demo", "--out", str(blocked / "runs")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "--out" in done.stderr
+    assert str(blocked) in done.stderr
