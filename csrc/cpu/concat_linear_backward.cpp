@@ -259,9 +259,10 @@ void input_gradients(const Call& call, const Matrix& gradient, const Wanted& wan
            false);
 }
 
-// grad_weight's columns of the members, in float32.
+// grad_weight's columns of the members, in float32 or, `rounded`, in the element type.
 void weight_gradient(const Call& call, const Matrix& gradient, const std::vector<int64_t>& members,
-                     const Matrix& out) {
+                     const Matrix& out, bool rounded) {
+  const int64_t out_element_size = rounded ? call.element_size : 4;
   std::vector<GemmStrip> strips;
   for (int64_t i : members) {
     const Source& source = call.sources[i];
@@ -270,10 +271,10 @@ void weight_gradient(const Call& call, const Matrix& gradient, const std::vector
           GemmStrip{static_cast<const char*>(source.matrix.data) + j * call.element_size,
                     source.matrix.row_stride * call.element_size,
                     std::min(kPanelCols, source.matrix.cols - j),
-                    static_cast<float*>(out.data) + source.offset + j});
+                    static_cast<char*>(out.data) + (source.offset + j) * out_element_size});
     }
   }
-  run_gemm_transposed(call, gradient, strips, out.row_stride);
+  run_gemm_transposed(call, gradient, strips, out.row_stride * out_element_size, rounded);
 }
 
 void backward_kernel(const Call& call, const Matrix& gradient, const Wanted& wanted) {
@@ -281,7 +282,11 @@ void backward_kernel(const Call& call, const Matrix& gradient, const Wanted& wan
   std::vector<int64_t> whole_inputs, whole_weights;
   std::optional<Tensor> wide;  // the weight's gradient before rounding to 16 bits
   Matrix grad_weight{wanted.weight, call.shape.cols, call.shape.width, call.shape.width};
-  if (wanted.weight && call.element_size == 2) {
+  const bool all_whole = std::all_of(
+      call.sources.begin(), call.sources.end(),
+      [&](const Source& source) { return !source.index && source.matrix.rows == rows; });
+  const bool rounded = call.element_size == 2 && all_whole && rows <= transposed_block_rows(call);
+  if (wanted.weight && call.element_size == 2 && !rounded) {
     wide = empty_cpu({call.shape.cols, call.shape.width}, call.accumulator_code());
     grad_weight = matrix_of(*wide);
   }
@@ -306,7 +311,7 @@ void backward_kernel(const Call& call, const Matrix& gradient, const Wanted& wan
       if (g.wide) {
         wide_weight_gradient(call, source, g.matrix, columns_of(source, grad_weight, 4));
       } else {
-        weight_gradient(call, g.matrix, {position}, grad_weight);
+        weight_gradient(call, g.matrix, {position}, grad_weight, false);
       }
     }
   }
@@ -314,7 +319,7 @@ void backward_kernel(const Call& call, const Matrix& gradient, const Wanted& wan
     input_gradients(call, gradient, wanted, whole_inputs);
   }
   if (!whole_weights.empty()) {
-    weight_gradient(call, gradient, whole_weights, grad_weight);
+    weight_gradient(call, gradient, whole_weights, grad_weight, rounded);
   }
   if (wide) {
     narrow_into(call, Matrix{wanted.weight, call.shape.cols, call.shape.width, call.shape.width},

@@ -71,7 +71,7 @@ struct GemmStrip {
   const char* x;       // first row, first column
   int64_t row_stride;  // bytes
   int64_t cols;
-  float* out;  // first row, first column
+  char* out;  // first row, first column
 };
 
 struct GemmTransposedArgs {
@@ -79,8 +79,9 @@ struct GemmTransposedArgs {
   int64_t rows;
   int64_t cols;
   const GemmStrip* strips;
-  int64_t out_stride;  // floats
+  int64_t out_stride;  // bytes from row to row
   int64_t block_rows;
+  bool rounded;  // out is of the element type: only where one block holds all rows
 };
 
 }  // namespace mmfast

@@ -143,13 +143,24 @@ void run_gemm(const Call& call, const std::vector<GemmSegment>& segments, int64_
   }
 }
 
-// weight gradient = grad^T inputs, in float32: strips of the inputs' columns against all of grad.
+// Rows of the gradient that stay in cache while every strip of the inputs meets them.
+inline int64_t transposed_block_rows(const Call& call) {
+  const int64_t fit = kCacheBytes / (call.shape.cols * call.element_size) / 2 * 2;
+  return std::clamp<int64_t>(fit, 32, 1024);
+}
+
+// weight gradient = grad^T inputs: strips of the inputs' columns against all of grad. In float32,
+// or `rounded` where one block holds all rows.
 inline void run_gemm_transposed(const Call& call, const Matrix& grad,
-                                const std::vector<GemmStrip>& strips, int64_t out_stride) {
-  const int64_t fit = kCacheBytes / (grad.cols * call.element_size) / 2 * 2;
-  const GemmTransposedArgs args{
-      static_cast<const char*>(grad.data), grad.rows, grad.cols, strips.data(), out_stride,
-      std::clamp<int64_t>(fit, 32, 1024)};
+                                const std::vector<GemmStrip>& strips, int64_t out_stride,
+                                bool rounded) {
+  const GemmTransposedArgs args{static_cast<const char*>(grad.data),
+                                grad.rows,
+                                grad.cols,
+                                strips.data(),
+                                out_stride,
+                                std::min(grad.rows + grad.rows % 2, transposed_block_rows(call)),
+                                rounded};
   const int64_t panel_bytes = args.block_rows * 4 * kPanelCols;
   const int64_t count = static_cast<int64_t>(strips.size());
   parallel_for(

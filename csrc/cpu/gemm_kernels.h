@@ -309,18 +309,23 @@ void gemm_transposed(const GemmTransposedArgs& args, int64_t begin, int64_t end,
         const int64_t count = args.cols - n < kTileRows ? args.cols - n : kTileRows;
         GemmSegment segment = left;
         segment.a += 4 * n;
-        float* out = strip.out + n * args.out_stride;
-        if (strip.cols == kPanelCols) {
-          multiply_rows<T>(count, strip.cols, &segment, 1, panel, 4 * kPanelCols, out,
-                           args.out_stride, row > 0);
+        char* out = strip.out + n * args.out_stride;
+        if (strip.cols == kPanelCols && !args.rounded) {
+          multiply_rows<T>(count, strip.cols, &segment, 1, panel, 4 * kPanelCols,
+                           reinterpret_cast<float*>(out), args.out_stride / 4, row > 0);
           continue;
         }
         multiply_rows<T>(count, strip.cols, &segment, 1, panel, 4 * kPanelCols, tile, kPanelCols,
                          false);
         for (int64_t i = 0; i < count; ++i) {
-          for (int64_t k = 0; k < strip.cols; ++k) {
-            const float sum = tile[i * kPanelCols + k];
-            out[i * args.out_stride + k] = row > 0 ? out[i * args.out_stride + k] + sum : sum;
+          const float* sums = tile + i * kPanelCols;
+          char* to = out + i * args.out_stride;
+          if (args.rounded) {
+            store_panel_row<T>(to, sums, strip.cols);
+          } else if (row > 0) {
+            add_tile(reinterpret_cast<float*>(to), sums, strip.cols);
+          } else {
+            store_tile(reinterpret_cast<float*>(to), sums, strip.cols);
           }
         }
       }
