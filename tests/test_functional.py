@@ -163,6 +163,17 @@ def test_autocast_leaves_float64_alone():
         assert concat_linear([X.double(), Y.double()], W.double()).dtype == torch.float64
 
 
+@pytest.mark.parametrize("name", [r"inputs\[0\]", "weight", "bias"])
+def test_autocast_leaves_integers_alone(name):
+    """They are refused as they are without autocast, not converted."""
+    x = X.long() if name.startswith("inputs") else X
+    weight = W.long() if name == "weight" else W
+    bias = B.long() if name == "bias" else B
+    refused = pytest.raises(TypeError, match=f"{name} has dtype torch.int64")
+    with torch.autocast("cpu", dtype=torch.bfloat16), refused:
+        concat_linear([x, Y], weight, bias)
+
+
 # ------------------------------------------------------------------------------------------ tracing
 
 
@@ -373,11 +384,24 @@ def test_only_what_backward_needs_is_kept():
     with torch.no_grad():
         weight.sub_(0.1)
     result.sum().backward()
-    hidden = x * 2
-    result = concat_linear([hidden], weight)
-    hidden.zero_()
+
+
+@pytest.mark.parametrize(
+    ("changed", "activation"),
+    [
+        *((changed, activation) for changed in ("input", "weight") for activation in ACTIVATIONS),
+        *(("result", activation) for activation in ("relu", "tanh", "sigmoid")),
+    ],
+)
+def test_changed_before_backward(changed, activation):
+    """What backward reads and was overwritten since is an error, never a wrong gradient."""
+    hidden, weight = torch.randn(4, 3, requires_grad=True) * 2, torch.randn(2, 3).requires_grad_()
+    weight = weight * 2  # no leaf: those refuse to be overwritten
+    result = concat_linear([hidden], weight, activation=activation)
+    loss = result.sum()
+    {"input": hidden, "weight": weight, "result": result}[changed].zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        result.sum().backward()
+        loss.backward()
 
 
 def test_sparse_gradient():
@@ -434,3 +458,18 @@ def test_create_graph_gives_the_same_gradient():
     (plain,) = torch.autograd.grad(result, weight, grad, retain_graph=True)
     (differentiable,) = torch.autograd.grad(result, weight, grad, create_graph=True)
     torch.testing.assert_close(plain, differentiable, rtol=0.02, atol=0.1)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_create_graph_formula(activation):
+    """The formula behind double backward and transforms has the kernels' gradients."""
+    x, y = torch.randn(70, 1, 3).double(), torch.randn(4, 5).double()
+    weight, bias = torch.randn(6, 8).double(), torch.randn(6).double()
+    leaves = [t.requires_grad_() for t in (x, y, weight, bias)]
+    result = concat_linear([x, y], weight, bias, activation=activation)
+    grad = torch.randn_like(result)
+    kernel = torch.autograd.grad(result, leaves, grad, retain_graph=True)
+    formula = torch.autograd.grad(result, leaves, grad, create_graph=True)
+    assert all(f.requires_grad or activation == "none" for f in formula)
+    for k, f in zip(kernel, formula, strict=True):
+        torch.testing.assert_close(k, f, rtol=1e-11, atol=1e-11)

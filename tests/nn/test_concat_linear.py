@@ -86,6 +86,14 @@ def test_swapped_inputs_are_refused():
         layer([torch.randn(4, 3)])
 
 
+@pytest.mark.parametrize("shape", [(), (8,), (2, 8), (2, 5)], ids=str)
+@pytest.mark.parametrize("widths", [[3, 5], [5, 5], [8]], ids=str)
+def test_a_tensor_is_no_sequence(widths, shape):
+    """It could be iterated over: its rows must not pass for inputs, nor confuse the message."""
+    with pytest.raises(TypeError, match="inputs must be a sequence of tensors, got Tensor"):
+        ConcatLinear(widths, 6)(torch.randn(shape))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -179,25 +179,56 @@ def test_exact(problem, dtype, isa, bias, activation, transposed):
         assert torch.equal(f.double(), x)
 
 
-@pytest.mark.parametrize("big", [False, True], ids=["tiny", "big"])
-def test_strides(big):
-    """Transposed, sliced and expanded arguments give what their contiguous copies give."""
-    m, k, n = (120, 200, 90) if big else (6, 5, 4)
-    transposed = torch.randn(k, m).t()
-    sliced = torch.randn(m, 3 * k)[:, k : 2 * k]
-    every_second = torch.randn(m, 2 * k)[:, ::2]
-    expanded_rows = torch.randn(1, k).expand(m, k)
-    expanded_columns = torch.randn(m, 1).expand(m, k)
-    inputs = [transposed, sliced, every_second, expanded_rows, expanded_columns]
-    weight = torch.randn(5 * k, n).t()
-    bias = torch.randn(2 * n)[::2]
-    grad = torch.randn(n, m).t()
+CLOSE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.02, torch.float16: 2e-3}
+
+
+def strided_inputs(m, k, dtype):
+    """The ways in which rows can lie in memory."""
+    wide = torch.randn(m, 3 * k).to(dtype)
+    return [
+        torch.randn(k, m).to(dtype).t(),
+        wide[:, k : 2 * k],
+        wide[:, 2 * k :],  # next to each other in the weight: gathered together where narrow
+        torch.randn(m, 2 * k).to(dtype)[:, ::2],
+        torch.randn(1, k).to(dtype).expand(m, k),
+        torch.randn(m, 1).to(dtype).expand(m, k),
+        torch.randn(2 * m + k).to(dtype).unfold(0, k, 2)[:m],  # rows overlap
+    ]
+
+
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+@pytest.mark.parametrize(
+    ("m", "k", "n"), [(6, 5, 4), (130, 24, 33), (120, 200, 90)], ids=["tiny", "narrow", "wide"]
+)
+def test_strides(isa, m, k, n, dtype):
+    """Transposed, sliced, overlapping and expanded arguments give what their copies give."""
+    inputs = strided_inputs(m, k, dtype)
+    weight = (torch.randn(len(inputs) * k, n) / k**0.5).to(dtype).t()
+    bias = torch.randn(2 * n).to(dtype)[::2]
+    grad = torch.randn(n, m).to(dtype).t()
     for activation in ("none", "silu"):
         found = reference.run(concat_linear, inputs, weight, bias, grad, activation=activation)
-        copies = [x.contiguous() for x in (*inputs, weight, bias, grad)]
-        same = reference.run(concat_linear, copies[:5], *copies[5:], activation=activation)
+        *copies, w, b, g = [x.contiguous() for x in (*inputs, weight, bias, grad)]
+        same = reference.run(concat_linear, copies, w, b, g, activation=activation)
         for f, s in zip(found, same, strict=True):
-            torch.testing.assert_close(f, s, rtol=2e-5, atol=2e-5 * k**0.5)
+            torch.testing.assert_close(f, s, rtol=CLOSE[dtype], atol=CLOSE[dtype] * k**0.5)
+
+
+@pytest.mark.parametrize("dtype", CLOSE, ids=str)
+@pytest.mark.parametrize(("m", "k", "n"), [(6, 5, 4), (130, 140, 33), (40, 200, 1)], ids=str)
+@pytest.mark.parametrize("rows", ["one", "overlapping"])
+def test_weight_rows_that_share_memory(isa, rows, m, k, n, dtype):
+    """A weight that is one row expanded, or whose rows overlap, gives what its copy gives."""
+    inputs = [torch.randn(m, k).to(dtype), torch.randn(m, 3).to(dtype)]
+    width = k + 3
+    values = (torch.randn(width + n) / k**0.5).to(dtype)
+    weight = values[:width].expand(n, width) if rows == "one" else values.unfold(0, width, 1)[:n]
+    assert weight.shape == (n, width)
+    grad = torch.randn(m, n).to(dtype)
+    found = reference.run(concat_linear, inputs, weight, None, grad)
+    same = reference.run(concat_linear, inputs, weight.contiguous(), None, grad)
+    for f, s in zip(found, same, strict=True):
+        torch.testing.assert_close(f, s, rtol=CLOSE[dtype], atol=CLOSE[dtype] * k**0.5)
 
 
 @pytest.mark.parametrize("shape", [(60, 1), (1, 70), (60, 70)], ids=str)
@@ -209,6 +240,36 @@ def test_expanded_like_broadcast(shape):
     expanded = concat_linear([x.expand(60, 70, 130), other], weight)
     torch.testing.assert_close(expanded, concat_linear([x, other], weight))
     torch.testing.assert_close(expanded, reference.concat_linear([x, other], weight, None))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("expanded", [(1, 40), (30, 1)], ids=str)
+def test_expanded_and_broadcasting(isa, expanded, dtype):
+    """One row for the product and the weight's gradient, but a gradient per row of the input."""
+    x = torch.randn(1, 1, 140).to(dtype).expand(*expanded, 140)
+    other = torch.randn(30, 40, 20).to(dtype)
+    weight, grad = torch.randn(24, 160).to(dtype), torch.randn(30, 40, 24).to(dtype)
+    found = reference.run(concat_linear, [x, other], weight, None, grad)
+    exact = reference.run(reference.concat_linear, [x, other], weight, None, grad, torch.float64)
+    assert found[1].shape == (*expanded, 140)
+    for f, e in zip(found, exact, strict=True):
+        torch.testing.assert_close(f.double(), e, rtol=CLOSE[dtype], atol=10 * CLOSE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_16_bit_gradients_are_summed_in_float32(isa, dtype):
+    """Sums that get stuck at the first value if the running total is rounded to 16 bits."""
+    stuck = 2 / torch.finfo(dtype).eps  # adding 1 to it is lost to rounding
+    grad = torch.ones(512, 64).to(dtype)
+    grad[::16] = stuck
+    grad[256:] = 0
+    weight = torch.eye(64).to(dtype)
+    inputs = [torch.zeros(512, 40).to(dtype), torch.zeros(1, 24).to(dtype)]
+    found = reference.run(concat_linear, inputs, weight, torch.zeros(64).to(dtype), grad)
+    total = (16 * (stuck + 15) * torch.ones(64)).to(dtype)  # exact in float32, rounded once
+    assert total[0] != 16 * stuck
+    assert torch.equal(found[4], total)
+    assert torch.equal(found[2], total[None, :24])
 
 
 @pytest.mark.parametrize("case", ["tiny", "two wide", "mixed broadcast"])
@@ -274,6 +335,24 @@ def test_same_tensor_twice():
     (found,) = torch.autograd.grad(concat_linear([x, x], weight).square().sum(), x)
     (exact,) = torch.autograd.grad((torch.cat([x, x], -1) @ weight.t()).square().sum(), x)
     torch.testing.assert_close(found, exact)
+
+
+@pytest.mark.parametrize("activation", ["none", "tanh", "gelu"])
+@pytest.mark.parametrize("place", ["two inputs", "input and weight"])
+def test_same_tensor_twice_double_backward(place, activation):
+    """Its two gradients are added, neither counted twice, and so are theirs."""
+    x = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
+    inputs, weight = ([x, x], torch.randn(3, 8).double()) if place == "two inputs" else ([x], x)
+
+    def gradients(function):
+        result = function(inputs, weight, None, activation=activation)
+        (first,) = torch.autograd.grad(result.square().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), x)
+        return first.detach(), second
+
+    found, exact = gradients(concat_linear), gradients(reference.concat_linear)
+    for f, e in zip(found, exact, strict=True):
+        torch.testing.assert_close(f, e, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -386,6 +465,20 @@ def test_kept_for_backward(activation):
         assert own[0].data_ptr() == result.data_ptr()
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("rows", [4, 300], ids=["tiny", "big"])
+def test_nothing_kept_without_grad(rows, mode):
+    """Parameters ask for gradients, the mode does not: the result is all that is allocated."""
+    inputs, weight, bias, shape = draw([(rows, 30), (rows, 20)], 40, torch.float32)
+    leaves = [x.requires_grad_() for x in (*inputs, weight, bias)]
+    result_size = 4 * shape[0] * shape[1]
+    call = lambda: concat_linear(leaves[:2], *leaves[2:], activation="gelu")  # noqa: E731
+    call()  # scratch and library warmed up
+    assert allocations(call).count(result_size) == 2  # what the count must see with gradients
+    with mode():
+        assert allocations(call).count(result_size) == 1
+
+
 def test_nothing_leaks():
     inputs, weight, bias, _ = draw([(64, 3, 30), (64, 1, 20)], 40, torch.float32)
     leaves = [x.requires_grad_() for x in (*inputs, weight, bias)]
@@ -460,5 +553,8 @@ def test_operator_has_autograd_of_its_own():
     for f, x in zip(found, exact, strict=True):
         torch.testing.assert_close(f, x)
     weight.requires_grad_()
+    outputs = torch.ops.mmfast.concat_linear.default(inputs, weight, bias, [], [], "gelu", True)
+    assert [x.shape for x in outputs] == [shape, shape]
+    assert [x.requires_grad for x in outputs] == [True, False]  # the second is for backward alone
     with pytest.raises(Exception, match="training must be True"):
         torch.ops.mmfast.concat_linear.default(inputs, weight, bias, [], [], "gelu", False)

@@ -1,5 +1,6 @@
 """The compiled library: how it was built, and that it keeps to the stable ABI."""
 
+import re
 import shutil
 import subprocess
 
@@ -18,7 +19,10 @@ def test_build_info():
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="binutils' nm is not installed")
 def test_only_the_stable_abi():
-    """One wheel for every torch: no symbol of at:: or c10::, none of torch's C++."""
+    """One wheel for every torch: no symbol of at:: or c10::, none of torch's C++.
+
+    Anywhere in the name: a type's typeinfo or vtable, or a template of it, is a use of it too.
+    """
     listing = subprocess.run(
         ["nm", "-D", "--undefined-only", "-C", host.__file__],
         check=True,
@@ -27,8 +31,30 @@ def test_only_the_stable_abi():
     ).stdout
     symbols = [line.split(maxsplit=1)[1] for line in listing.splitlines()]
     assert any(symbol.startswith("aoti_torch_cpu_addmm_out") for symbol in symbols)
-    unstable = [s for s in symbols if s.startswith(("at::", "c10::", "torch::", "caffe2::"))]
+    unstable = [s for s in symbols if re.search(r"\b(at|c10|torch|caffe2)::", s)]
     assert unstable == []
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="binutils' objdump is not installed")
+@pytest.mark.skipif("avx2" not in host.cpu_isas(), reason="this build has no x86 instruction sets")
+def test_wide_registers_stay_in_their_namespaces():
+    """A function for every machine that uses a wide register would crash the older ones."""
+    listing = subprocess.run(
+        ["objdump", "-d", "-C", "--no-show-raw-insn", host.__file__],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    functions = re.split(r"^[0-9a-f]+ <(.*)>:$", listing, flags=re.MULTILINE)
+    wide = {"zmm": set(), "ymm": set()}
+    for name, code in zip(functions[1::2], functions[2::2], strict=True):
+        for register, users in wide.items():
+            if f"%{register}" in code:
+                users.add(name)
+    at_home = {"zmm": r"::isa_avx512(_bf16)?::", "ymm": r"::isa_avx(2|512|512_bf16)::"}
+    for register, users in wide.items():
+        assert users  # the listing is read as it is meant to be
+        assert [name for name in users if not re.search(at_home[register], name)] == []
 
 
 def test_force_isa():
@@ -52,12 +78,14 @@ def test_isa_changes_the_kernel():
         pytest.skip("this machine has one instruction set only")
     x, weight = torch.randn(8, 60), torch.randn(8, 60)
     results = {}
-    for isa in host.cpu_isas():
-        host.force_cpu_isa(isa)
-        results[isa] = torch.ops.mmfast.concat_linear.default(
-            [x], weight, None, [], [], "none", False
-        )[0]
-    host.force_cpu_isa("")
+    try:
+        for isa in host.cpu_isas():
+            host.force_cpu_isa(isa)
+            results[isa] = torch.ops.mmfast.concat_linear.default(
+                [x], weight, None, [], [], "none", False
+            )[0]
+    finally:
+        host.force_cpu_isa("")
     assert not torch.equal(results["baseline"], results["avx2"])
 
 
