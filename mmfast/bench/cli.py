@@ -20,9 +20,9 @@ from mmfast.bench.records import Run, load_json, save_csv, save_json
 from mmfast.bench.run import DTYPES, MODES, Settings, affordable_bytes, cores, run
 
 EPILOG = (
-    "Without an option it measures the shapes of real models, tiny ones and sweeps, in 3 to 4 "
-    "minutes on 2 cores. Exit status: 0, or 1 where mmfast disagrees with eager PyTorch or "
-    "--compare finds something slower, or 2 for wrong arguments."
+    "Without an option it measures the shapes of real models, tiny ones and sweeps, in some "
+    "10 minutes on 2 cores (--limit shortens it). Exit status: 0, or 1 where mmfast disagrees "
+    "with eager PyTorch or --compare finds something slower, or 2 for wrong arguments."
 )
 # Seconds that one measurement may take, and groups in which torch.compile takes part.
 LIMIT_S = {"default": 1.5, "quick": 0.3, "grid": 0.8}
