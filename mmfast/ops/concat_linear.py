@@ -388,7 +388,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     tensors, weight, bias, index, indexed, activation, training = inputs
     if not training and activation not in ("none", *_SAVE_OUTPUT):
         raise ValueError(
-            f"training must be True to differentiate through activation {activation!r}"
+            f"training must be True to differentiate through activation {activation!r}; trace or "
+            "export with gradients enabled"
         )
     ctx.mark_non_differentiable(output[1])
     arguments = (weight, bias, *tensors)
@@ -408,26 +409,3 @@ def _registered_backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tup
 torch.library.register_autograd(
     "mmfast::concat_linear", _registered_backward, setup_context=_setup_context
 )
-
-
-def _batch_by_batch(operator: Any) -> Any:
-    """A rule for ``torch.vmap``: one call per batch entry."""
-
-    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-        def entry(x: Any, dim: Any, b: int) -> Any:
-            if isinstance(x, (list, tuple)) and isinstance(dim, (list, tuple)):
-                return [entry(y, d, b) for y, d in zip(x, dim, strict=True)]
-            return x if dim is None else x.select(dim, b)
-
-        results = [
-            operator(*(entry(x, dim, b) for x, dim in zip(arguments, in_dims, strict=True)))
-            for b in range(info.batch_size)
-        ]
-        stacked = [torch.stack(same) for same in zip(*results, strict=True)]
-        return (stacked, [0] * len(stacked)) if operator is backward else (tuple(stacked), (0, 0))
-
-    return rule
-
-
-torch.library.register_vmap("mmfast::concat_linear", _batch_by_batch(traced))
-torch.library.register_vmap("mmfast::concat_linear_backward", _batch_by_batch(backward))
