@@ -9,12 +9,15 @@
 // An input whose rows repeat is multiplied once per distinct row and added in the epilogue, with
 // bias and activation.
 #include "concat_linear_call.h"
+#include "few_rows.h"
 #include "gemm.h"
 #include "vector_math.h"
 
 #define MMFAST_ISA_SOURCE "concat_linear_kernels.h"
 #include "foreach_isa.h"
 #include "gemm_driver.h"
+
+#include "few_rows_driver.h"
 
 namespace mmfast {
 namespace {
@@ -107,6 +110,11 @@ auto weight_packer(const Call& call, const std::vector<int64_t>& members) {
 // `out` = the product of `members`, with an epilogue; see run_gemm.
 void multiply_members(const Call& call, const std::vector<int64_t>& members, const Matrix& out,
                       int64_t out_element_size, const GemmArgs& epilogue) {
+  const bool to_float = out_element_size != call.element_size;
+  if (are_few_rows(out.rows, call.shape.width)) {
+    run_few_rows(call, members, out.data, epilogue, to_float);
+    return;
+  }
   std::vector<GemmSegment> segments;
   int64_t steps = 0;
   for (int64_t i : members) {
@@ -115,8 +123,7 @@ void multiply_members(const Call& call, const std::vector<int64_t>& members, con
   }
   std::vector<PanelPlan> panels;
   add_panels(panels, 0, out.cols, static_cast<char*>(out.data), out.row_stride, out_element_size);
-  run_gemm(call, segments, steps, panels, weight_packer(call, members), epilogue,
-           out_element_size != call.element_size);
+  run_gemm(call, segments, steps, panels, weight_packer(call, members), epilogue, to_float);
 }
 
 // The product of an input whose rows repeat: a row per distinct row, unrounded.

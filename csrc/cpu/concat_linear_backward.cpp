@@ -3,12 +3,15 @@
 // With g the gradient before the activation: dx_i = g W_i, dW_i = g^T x_i, db = sum of g's rows.
 // For an input whose rows repeat, g is summed over the rows that share one before it is multiplied.
 #include "concat_linear_call.h"
+#include "few_rows.h"
 #include "gemm.h"
 #include "vector_math.h"
 
 #define MMFAST_ISA_SOURCE "concat_linear_kernels.h"
 #include "foreach_isa.h"
 #include "gemm_driver.h"
+
+#include "few_rows_driver.h"
 
 namespace mmfast {
 namespace {
@@ -227,9 +230,6 @@ void backward_library(const Call& call, const Matrix& gradient, const Wanted& wa
   }
 }
 
-// Up to this many rows the weight's columns are read where they are: packing would cost more.
-constexpr int64_t kInPlaceRows = 64;
-
 // Writes the gradients of inputs with one product, whose panels go to the inputs they belong to.
 void input_gradients(const Call& call, const Matrix& gradient, const Wanted& wanted,
                      const std::vector<int64_t>& members) {
@@ -239,13 +239,9 @@ void input_gradients(const Call& call, const Matrix& gradient, const Wanted& wan
     add_panels(panels, source.offset, source.matrix.cols, static_cast<char*>(wanted.inputs[i]),
                source.matrix.cols, call.element_size);
   }
-  if (call.dtype == ScalarType::Float && gradient.rows <= kInPlaceRows) {
-    for (PanelPlan& panel : panels) {
-      if (panel.cols == kPanelCols) {
-        panel.in_place = static_cast<const char*>(call.weight_slice(panel.first_col, 1).data);
-        panel.in_place_stride = call.weight.row_stride * call.element_size;
-      }
-    }
+  if (gradient.rows <= kFewRows) {
+    run_few_rows_input_gradient(call, gradient, panels);
+    return;
   }
   GemmArgs args{};
   args.rows = gradient.rows;
@@ -262,6 +258,10 @@ void input_gradients(const Call& call, const Matrix& gradient, const Wanted& wan
 // grad_weight's columns of the members, in float32 or, `rounded`, in the element type.
 void weight_gradient(const Call& call, const Matrix& gradient, const std::vector<int64_t>& members,
                      const Matrix& out, bool rounded) {
+  if (are_few_rows(gradient.rows, call.shape.width + gradient.cols)) {
+    run_few_rows_weight_gradient(call, gradient, members, out, rounded);
+    return;
+  }
   const int64_t out_element_size = rounded ? call.element_size : 4;
   std::vector<GemmStrip> strips;
   for (int64_t i : members) {

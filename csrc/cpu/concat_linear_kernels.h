@@ -431,5 +431,6 @@ void tiny_backward(const TinyArgs& args) {
 }
 
 #include "gemm_kernels.h"
+#include "few_rows_kernels.h"
 
 #undef MMFAST_EACH_ACTIVATION

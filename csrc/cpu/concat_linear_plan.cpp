@@ -23,8 +23,11 @@ constexpr int64_t kNarrow = 128;
 constexpr int64_t kRepeats = 2;
 constexpr int64_t kHalfLibraryRepeats = 8;
 
-// Up to this many rows, packing the weight for a matrix product costs more than it saves.
-constexpr int64_t kDotRows = 16;
+// Up to this many rows, or elements of the result, packing for a matrix product costs more than it
+// saves.
+constexpr int64_t kDotRows = 4;
+constexpr int64_t kDotRowsBeforeLibrary = 16;
+constexpr int64_t kDotElements = 512;
 
 constexpr int64_t kBlockBytes = 1 << 20;
 
@@ -103,13 +106,14 @@ Plan plan_concat_linear(const std::vector<int64_t>& widths,
     plan.why = "at most " + std::to_string(kTinyProducts) + " multiply-adds: own loop";
     return plan;
   }
-  if (rows <= kDotRows && isa >= Isa::avx2 && rows * width * 4 <= kScratchLimit &&
-      element != Element::float64) {
+  const bool own = has_own_kernel(element, isa);
+  const int64_t dot_rows = own ? kDotRows : kDotRowsBeforeLibrary;
+  if ((rows <= dot_rows || rows * cols <= kDotElements) && isa >= Isa::avx2 &&
+      rows * width * 4 <= kScratchLimit && element != Element::float64) {
     plan.method = Method::dot;
-    plan.why = "at most " + std::to_string(kDotRows) + " rows: a dot product per element";
+    plan.why = "few rows or columns: a dot product per element";
     return plan;
   }
-  const bool own = has_own_kernel(element, isa);
   const int64_t repeats = !own && element_size(element) == 2 ? kHalfLibraryRepeats : kRepeats;
   std::vector<int64_t> members;  // the inputs that are not left to the epilogue
   int64_t together = 0;

@@ -33,7 +33,6 @@ struct GemmSegment {
 // A panel of the right matrix, and where its columns of the result go.
 struct GemmPanel {
   const char* b;
-  int64_t b_stride;    // bytes from step to step: 4 * kPanelCols where packed
   int64_t cols;        // at most kPanelCols
   char* out;           // first row, first column of the panel
   int64_t out_stride;  // bytes from row to row

@@ -90,8 +90,6 @@ struct PanelPlan {
   char* out;
   int64_t out_stride;
   int64_t col;
-  const char* in_place = nullptr;  // the columns themselves, if they need no packing
-  int64_t in_place_stride = 0;
 };
 
 // Cuts `cols` columns into panels.
@@ -129,7 +127,7 @@ void run_gemm(const Call& call, const std::vector<GemmSegment>& segments, int64_
         char* memory = workspace.data() + p * panel_bytes;
         pack(plan, memory);
         panels[p] =
-            GemmPanel{memory, 4 * kPanelCols, plan.cols, plan.out, plan.out_stride, plan.col};
+            GemmPanel{memory, plan.cols, plan.out, plan.out_stride, plan.col};
       }
     });
     // Enough units for every thread; which there are does not change any bit of the result.

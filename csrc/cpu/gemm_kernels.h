@@ -34,13 +34,34 @@ MMFAST_INLINE uint32_t load_half_word(const char* p) {
 // features would lose digits that the library's blocked sums keep.
 constexpr int64_t kSumSteps = 128;
 
+// Unrolled by hand, as every loop over `sum` must be, or it would not stay in registers.
+template <int rows, int vectors>
+MMFAST_INLINE void clear(Vector (&sum)[rows][vectors]) {
+#pragma GCC unroll 14
+  for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) {
+      sum[i][v] = (Vector)_mm512_setzero_ps();
+    }
+  }
+}
+
 template <int rows, int vectors>
 MMFAST_INLINE void flush(Vector (&sum)[rows][vectors], float* c, int64_t ldc, bool add) {
+  if (add) {
+#pragma GCC unroll 14
+    for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) {
+        sum[i][v] += *(const Vector*)(c + i * ldc + 16 * v);
+      }
+    }
+  }
+#pragma GCC unroll 14
   for (int i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
     for (int v = 0; v < vectors; ++v) {
-      Vector* to = (Vector*)(c + i * ldc + 16 * v);
-      *to = add ? *to + sum[i][v] : sum[i][v];
-      sum[i][v] = Vector{};
+      *(Vector*)(c + i * ldc + 16 * v) = sum[i][v];
     }
   }
 }
@@ -48,9 +69,9 @@ MMFAST_INLINE void flush(Vector (&sum)[rows][vectors], float* c, int64_t ldc, bo
 // c = (or, with `add`, c +=) the product of `rows` rows of the segments and 16 * vectors columns of
 // b, whose steps are b_stride bytes apart.
 template <typename T, int rows, int vectors>
-void multiply_tile(const GemmSegment* segments, int64_t count, const char* b, int64_t b_stride,
-                   float* c, int64_t ldc, bool add) {
-  Vector sum[rows][vectors] = {};
+void multiply_tile(const GemmSegment* segments, int64_t count, const char* b, float* c, int64_t ldc, bool add) {
+  Vector sum[rows][vectors];
+  clear(sum);
   int64_t left_to_sum = kSumSteps;
   for (int64_t s = 0; s < count; ++s) {
     const char* a = segments[s].a;
@@ -59,6 +80,7 @@ void multiply_tile(const GemmSegment* segments, int64_t count, const char* b, in
     for (int64_t left_in_segment = segments[s].steps; left_in_segment > 0;) {
       if (left_to_sum == 0) {
         flush(sum, c, ldc, add);
+        clear(sum);
         add = true;
         left_to_sum = kSumSteps;
       }
@@ -73,22 +95,25 @@ void multiply_tile(const GemmSegment* segments, int64_t count, const char* b, in
 #pragma GCC unroll 14
         for (int i = 0; i < rows; ++i) {
           const uint32_t left = load_word(a + i * row_stride);
+#pragma GCC unroll 2
           for (int v = 0; v < vectors; ++v) {
             sum[i][v] = multiply_add<T>(sum[i][v], left, right[v]);
           }
         }
         a += step_stride;
-        b += b_stride;
+        b += 4 * kPanelCols;
       }
     }
     if (segments[s].odd) {
+#pragma GCC unroll 14
       for (int i = 0; i < rows; ++i) {
         const uint32_t left = load_half_word(a + i * row_stride);
+#pragma GCC unroll 2
         for (int v = 0; v < vectors; ++v) {
           sum[i][v] = multiply_add<T>(sum[i][v], left, *(const Words*)(b + 64 * v));
         }
       }
-      b += b_stride;
+      b += 4 * kPanelCols;
     }
   }
   flush(sum, c, ldc, add);
@@ -96,17 +121,16 @@ void multiply_tile(const GemmSegment* segments, int64_t count, const char* b, in
 
 template <typename T, int rows = kTileRows>
 MMFAST_INLINE void multiply_rows(int64_t count_rows, int64_t cols, const GemmSegment* segments,
-                                 int64_t count, const char* b, int64_t b_stride, float* c,
-                                 int64_t ldc, bool add) {
+                                 int64_t count, const char* b, float* c, int64_t ldc, bool add) {
   if constexpr (rows > 0) {
     if (count_rows == rows) {
       if (cols > 16) {
-        multiply_tile<T, rows, 2>(segments, count, b, b_stride, c, ldc, add);
+        multiply_tile<T, rows, 2>(segments, count, b, c, ldc, add);
       } else {
-        multiply_tile<T, rows, 1>(segments, count, b, b_stride, c, ldc, add);
+        multiply_tile<T, rows, 1>(segments, count, b, c, ldc, add);
       }
     } else {
-      multiply_rows<T, rows - 1>(count_rows, cols, segments, count, b, b_stride, c, ldc, add);
+      multiply_rows<T, rows - 1>(count_rows, cols, segments, count, b, c, ldc, add);
     }
   }
 }
@@ -117,15 +141,51 @@ template <typename Out>
 MMFAST_INLINE void store_panel_row(char* to, const float* from, int64_t n) {
 #if MMFAST_ISA_LEVEL >= 3
   if constexpr (sizeof(Out) == 2) {
-    for (int64_t j = 0; j < n; j += 16) {
-      const __mmask16 mask = n - j >= 16 ? 0xffff : (1u << (n - j)) - 1;
-      _mm256_mask_storeu_epi16(to + 2 * j, mask,
+    int64_t j = 0;
+    for (; j + 16 <= n; j += 16) {
+      _mm256_storeu_si256((__m256i*)(to + 2 * j),
+                          (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + j)));
+    }
+    if (j < n) {  // masked stores take some processors long
+      _mm256_mask_storeu_epi16(to + 2 * j, (1u << (n - j)) - 1,
                                (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + j)));
     }
     return;
   }
 #endif
   store_tile(reinterpret_cast<Out*>(to), from, n);
+}
+
+// The epilogue of rows first_row .. first_row + rows of the result, columns col .. col + cols, whose
+// sums stand in `tile`; `out` is where the first of them goes.
+template <typename T, typename Out>
+MMFAST_INLINE void finish_tile(const GemmArgs& args, float* tile, int64_t tile_stride,
+                               int64_t first_row, int64_t rows, int64_t col, int64_t cols,
+                               char* out, int64_t out_stride) {
+  if (args.bias) {
+    for (int64_t i = 0; i < rows; ++i) {
+      add_tile(tile + i * tile_stride, static_cast<const T*>(args.bias) + col, cols);
+    }
+  }
+  if (args.addend_rows.sources) {
+    RowCursor cursor(args.addend_rows, first_row);
+    for (int64_t i = 0; i < rows; ++i, cursor.next()) {
+      for (int64_t s = 0; s < args.addend_rows.sources; ++s) {
+        add_tile(tile + i * tile_stride,
+                 static_cast<const float*>(args.addends[s]) + cursor.at(s) * args.cols + col, cols);
+      }
+    }
+  }
+  if (args.preactivation) {
+    for (int64_t i = 0; i < rows; ++i) {
+      store_tile(static_cast<Out*>(args.preactivation) + (first_row + i) * args.cols + col,
+                 tile + i * tile_stride, cols);
+    }
+  }
+  MMFAST_EACH_ACTIVATION(args.activation, activate_tile, tile, rows * tile_stride)
+  for (int64_t i = 0; i < rows; ++i) {
+    store_panel_row<Out>(out + i * out_stride, tile + i * tile_stride, cols);
+  }
 }
 
 // Units of work begin..end; a unit is a block of rows by a group of panels.
@@ -150,36 +210,10 @@ void gemm(const GemmArgs& args, int64_t begin, int64_t end) {
           here[s] = args.segments[s];
           here[s].a += m * here[s].row_stride;
         }
-        multiply_rows<T>(rows, panel.cols, here, args.segment_count, panel.b, panel.b_stride, tile,
+        multiply_rows<T>(rows, panel.cols, here, args.segment_count, panel.b, tile,
                          kPanelCols, false);
-        if (args.bias) {
-          for (int64_t i = 0; i < rows; ++i) {
-            add_tile(tile + i * kPanelCols, static_cast<const T*>(args.bias) + panel.col,
-                     panel.cols);
-          }
-        }
-        if (args.addend_rows.sources) {
-          RowCursor cursor(args.addend_rows, m);
-          for (int64_t i = 0; i < rows; ++i, cursor.next()) {
-            for (int64_t s = 0; s < args.addend_rows.sources; ++s) {
-              add_tile(
-                  tile + i * kPanelCols,
-                  static_cast<const float*>(args.addends[s]) + cursor.at(s) * args.cols + panel.col,
-                  panel.cols);
-            }
-          }
-        }
-        if (args.preactivation) {
-          for (int64_t i = 0; i < rows; ++i) {
-            store_tile(static_cast<Out*>(args.preactivation) + (m + i) * args.cols + panel.col,
-                       tile + i * kPanelCols, panel.cols);
-          }
-        }
-        MMFAST_EACH_ACTIVATION(args.activation, activate_tile, tile, rows * kPanelCols)
-        for (int64_t i = 0; i < rows; ++i) {
-          store_panel_row<Out>(panel.out + (m + i) * panel.out_stride, tile + i * kPanelCols,
-                               panel.cols);
-        }
+        finish_tile<T, Out>(args, tile, kPanelCols, m, rows, panel.col, panel.cols,
+                            panel.out + m * panel.out_stride, panel.out_stride);
       }
     }
   }
@@ -274,6 +308,21 @@ void pack_straight(const PackArgs& args) {
   }
 }
 
+// Rows of x two by two, element beside element: to[row / 2][col].
+template <typename T>
+void pair_rows(const T* x, int64_t rows, int64_t cols, uint32_t* to) {
+  for (int64_t row = 0; row < rows; row += 2) {
+    const T* first = x + row * cols;
+    const bool both = row + 1 < rows;
+    const T* second = both ? first + cols : first;
+    const uint32_t keep = both ? 0xffffffffu : 0xffffu;
+    for (int64_t n = 0; n < cols; ++n) {
+      to[row / 2 * cols + n] =
+          (first[n].bits | static_cast<uint32_t>(second[n].bits) << 16) & keep;
+    }
+  }
+}
+
 // out[n][k] += sum over rows of grad[row][n] x[row][k] for strips begin..end. Rows go by blocks,
 // so that a block of grad stays in cache while every strip meets it. `panel` holds a block of one
 // strip, `pairs` (bfloat16) a block of grad with rows taken two by two.
@@ -287,18 +336,8 @@ void gemm_transposed(const GemmTransposedArgs& args, int64_t begin, int64_t end,
     const int64_t steps = (rows + features - 1) / features;
     GemmSegment left{args.grad + row * args.cols * 4, 4, args.cols * 4, steps, false};
     if constexpr (sizeof(T) == 2) {
-      const T* grad = reinterpret_cast<const T*>(args.grad) + row * args.cols;
-      uint32_t* to = reinterpret_cast<uint32_t*>(pairs);
-      for (int64_t step = 0; step < steps; ++step) {
-        const T* first = grad + 2 * step * args.cols;
-        const bool both = 2 * step + 1 < rows;
-        const T* second = both ? first + args.cols : first;
-        const uint32_t keep = both ? 0xffffffffu : 0xffffu;
-        for (int64_t n = 0; n < args.cols; ++n) {
-          to[step * args.cols + n] =
-              (first[n].bits | static_cast<uint32_t>(second[n].bits) << 16) & keep;
-        }
-      }
+      pair_rows(reinterpret_cast<const T*>(args.grad) + row * args.cols, rows, args.cols,
+                reinterpret_cast<uint32_t*>(pairs));
       left.a = pairs;
     }
     for (int64_t s = begin; s < end; ++s) {
@@ -311,11 +350,11 @@ void gemm_transposed(const GemmTransposedArgs& args, int64_t begin, int64_t end,
         segment.a += 4 * n;
         char* out = strip.out + n * args.out_stride;
         if (strip.cols == kPanelCols && !args.rounded) {
-          multiply_rows<T>(count, strip.cols, &segment, 1, panel, 4 * kPanelCols,
+          multiply_rows<T>(count, strip.cols, &segment, 1, panel,
                            reinterpret_cast<float*>(out), args.out_stride / 4, row > 0);
           continue;
         }
-        multiply_rows<T>(count, strip.cols, &segment, 1, panel, 4 * kPanelCols, tile, kPanelCols,
+        multiply_rows<T>(count, strip.cols, &segment, 1, panel, tile, kPanelCols,
                          false);
         for (int64_t i = 0; i < count; ++i) {
           const float* sums = tile + i * kPanelCols;
