@@ -12,21 +12,23 @@
 #include <string>
 #include <vector>
 
+#include "dims.h"
+
 namespace mmfast {
 
-inline std::string shape_string(const std::vector<int64_t>& sizes) {
+inline std::string shape_string(const Dims& sizes) {
   std::ostringstream out;
   out << "(";
-  for (size_t d = 0; d < sizes.size(); ++d) {
+  for (int64_t d = 0; d < sizes.size(); ++d) {
     out << (d ? ", " : "") << sizes[d];
   }
   out << (sizes.size() == 1 ? ",)" : ")");
   return out.str();
 }
 
-inline std::vector<int64_t> sizes_of(const torch::stable::Tensor& t) {
+inline Dims sizes_of(const torch::stable::Tensor& t) {
   const auto sizes = t.sizes();
-  return std::vector<int64_t>(sizes.begin(), sizes.end());
+  return Dims(sizes.begin(), sizes.end());
 }
 
 inline std::string shape_string(const torch::stable::Tensor& t) {
@@ -34,7 +36,7 @@ inline std::string shape_string(const torch::stable::Tensor& t) {
 }
 
 inline void check_shape(const torch::stable::Tensor& t, const std::string& name,
-                        const std::vector<int64_t>& shape) {
+                        const Dims& shape) {
   STD_TORCH_CHECK(sizes_of(t) == shape, name, " has shape ", shape_string(t), "; it must be ",
                   shape_string(shape));
 }
@@ -83,25 +85,27 @@ inline void check_alike(const torch::stable::Tensor& t, const std::string& name,
   check_device(t, name, reference, reference_name);
 }
 
-// The shape that the shapes broadcast to, by the rules of numpy and PyTorch.
-inline std::vector<int64_t> broadcast_shape(const std::vector<std::vector<int64_t>>& shapes) {
-  std::vector<int64_t> result;
-  for (size_t i = 0; i < shapes.size(); ++i) {
-    const auto& shape = shapes[i];
-    if (shape.size() > result.size()) {
-      result.insert(result.begin(), shape.size() - result.size(), 1);
-    }
-    const size_t lead = result.size() - shape.size();
-    for (size_t d = 0; d < shape.size(); ++d) {
-      int64_t& size = result[lead + d];
-      STD_TORCH_CHECK(shape[d] == size || shape[d] == 1 || size == 1, "inputs[", i,
-                      "] has batch shape ", shape_string(shape),
-                      ", which does not broadcast with that of the inputs before it, ",
-                      shape_string(result));
-      size = shape[d] == 1 ? size : shape[d];
-    }
+// `result` broadcasts with `shape`, the batch shape of inputs[i], by the rules of numpy and PyTorch.
+inline void broadcast_with(Dims& result, const Dims& shape, size_t i) {
+  if (result == shape) {
+    return;
   }
-  return result;
+  if (shape.size() > result.size()) {
+    Dims longer(shape.size() - result.size(), 1);
+    for (int64_t size : result) {
+      longer.push_back(size);
+    }
+    result = longer;
+  }
+  const int64_t lead = result.size() - shape.size();
+  for (int64_t d = 0; d < shape.size(); ++d) {
+    int64_t& size = result[lead + d];
+    STD_TORCH_CHECK(shape[d] == size || shape[d] == 1 || size == 1, "inputs[", i,
+                    "] has batch shape ", shape_string(shape),
+                    ", which does not broadcast with that of the inputs before it, ",
+                    shape_string(result));
+    size = shape[d] == 1 ? size : shape[d];
+  }
 }
 
 }  // namespace mmfast

@@ -18,14 +18,14 @@ namespace mmfast {
 using torch::stable::Tensor;
 
 struct ConcatLinearShape {
-  std::vector<int64_t> batch;    // the inputs' batch shapes, broadcast together
+  Dims batch;                    // the inputs' batch shapes, broadcast together
   std::vector<int64_t> offsets;  // first weight column of each input
   int64_t rows = 1;              // product of batch
   int64_t cols = 0;              // N, rows of the weight
   int64_t width = 0;             // sum of K_i, columns of the weight
 
-  std::vector<int64_t> output_sizes() const {
-    std::vector<int64_t> sizes = batch;
+  Dims output_sizes() const {
+    Dims sizes = batch;
     sizes.push_back(cols);
     return sizes;
   }
@@ -42,10 +42,9 @@ inline ConcatLinearShape check_concat_linear(const std::vector<Tensor>& inputs,
   check_storage(weight, [] { return "weight"; });
   ConcatLinearShape shape;
   shape.cols = weight.size(0);
-  std::vector<std::vector<int64_t>> batches;
-  batches.reserve(inputs.size());
+  shape.offsets.reserve(inputs.size());
   for (size_t i = 0; i < inputs.size(); ++i) {
-    auto sizes = sizes_of(inputs[i]);
+    const Dims sizes = sizes_of(inputs[i]);
     if (sizes.empty() || inputs[i].scalar_type() != weight.scalar_type() ||
         inputs[i].get_device_index() != weight.get_device_index()) {
       const std::string name = "inputs[" + std::to_string(i) + "]";
@@ -54,9 +53,7 @@ inline ConcatLinearShape check_concat_linear(const std::vector<Tensor>& inputs,
     }
     check_storage(inputs[i], [i] { return "inputs[" + std::to_string(i) + "]"; });
     shape.offsets.push_back(shape.width);
-    shape.width += sizes.back();
-    sizes.pop_back();
-    batches.push_back(std::move(sizes));
+    shape.width += sizes[sizes.size() - 1];
   }
   STD_TORCH_CHECK(shape.width == weight.size(1), "weight has ", weight.size(1),
                   " columns but the inputs' last sizes add up to ", shape.width,
@@ -76,9 +73,19 @@ inline ConcatLinearShape check_concat_linear(const std::vector<Tensor>& inputs,
     check_storage(index[j], [&] { return name; });
     STD_TORCH_CHECK(inputs[i].dim() == 2, "inputs[", i, "] has shape ", shape_string(inputs[i]),
                     "; an indexed input must be 2-d, (rows, features)");
-    batches[i] = sizes_of(index[j]);
   }
-  shape.batch = broadcast_shape(batches);
+  size_t next = 0;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const bool has_index = next < indexed.size() && indexed[next] == static_cast<int64_t>(i);
+    const auto sizes = inputs[i].sizes();
+    const Dims batch = has_index ? sizes_of(index[next]) : Dims(sizes.begin(), sizes.end() - 1);
+    next += has_index ? 1 : 0;
+    if (i == 0) {
+      shape.batch = batch;
+    } else {
+      broadcast_with(shape.batch, batch, i);
+    }
+  }
   for (int64_t size : shape.batch) {
     shape.rows *= size;
   }

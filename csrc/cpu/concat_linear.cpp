@@ -149,7 +149,7 @@ Tensor multiply_distinct_rows(const Call& call, const Plan& plan, int64_t i) {
 struct Addends {
   std::vector<Tensor> products;
   std::vector<const void*> data;
-  std::vector<std::vector<int64_t>> strides;
+  std::vector<Dims> strides;
   std::vector<const int64_t*> index;
 };
 
@@ -254,7 +254,7 @@ std::tuple<Tensor, Tensor> concat_linear(const std::vector<Tensor>& inputs, cons
   const Call call = make_call(shape, sources, usable_weight);
   const Tensor result = empty_cpu(shape.output_sizes(), call.dtype_code);
   const Tensor preactivation =
-      empty_cpu(keep ? shape.output_sizes() : std::vector<int64_t>{0}, call.dtype_code);
+      empty_cpu(keep ? shape.output_sizes() : Dims{0}, call.dtype_code);
   const Matrix out{result.mutable_data_ptr(), shape.rows, shape.cols, shape.cols};
   void* pre = keep ? preactivation.mutable_data_ptr() : nullptr;
   const std::optional<Tensor> usable_bias =

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
 #include <vector>
 
 #include "../activation.h"
@@ -34,7 +33,7 @@ struct Group {
 struct Plan {
   Method method = Method::empty;
   std::vector<Group> groups;
-  std::string why;
+  const char* why = "";
 };
 
 // Whether gemm.h has kernels for this element type that beat the library's products.

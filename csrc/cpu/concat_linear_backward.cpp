@@ -18,17 +18,14 @@ namespace {
 
 // The sum of the rows of x (one per row of the batch) that share a distinct row by `strides`;
 // with no strides at all, the sum of all rows.
-void sum_rows_into(const Call& call, const Matrix& x, const std::vector<int64_t>& strides,
-                   int64_t kept_rows, void* out, bool wide) {
-  std::vector<int64_t> kept_sizes, kept_rows_of_x, summed_sizes, summed_rows_of_x;
-  int64_t rows = 1;
-  for (size_t d = call.shape.batch.size(); d-- > 0;) {
+void sum_rows_into(const Call& call, const Matrix& x, const Dims& strides, int64_t kept_rows, void* out, bool wide) {
+  Dims kept_sizes, kept_rows_of_x, summed_sizes, summed_rows_of_x;
+  int64_t step = call.shape.rows;
+  for (int64_t d = 0; d < call.shape.batch.size(); ++d) {
     const bool kept = strides[d] != 0;
-    auto& sizes = kept ? kept_sizes : summed_sizes;
-    auto& steps = kept ? kept_rows_of_x : summed_rows_of_x;
-    sizes.insert(sizes.begin(), call.shape.batch[d]);
-    steps.insert(steps.begin(), rows);
-    rows *= call.shape.batch[d];
+    step /= call.shape.batch[d];
+    (kept ? kept_sizes : summed_sizes).push_back(call.shape.batch[d]);
+    (kept ? kept_rows_of_x : summed_rows_of_x).push_back(step);
   }
   const RowMapStorage kept(kept_sizes, {kept_rows_of_x});
   const RowMapStorage summed(summed_sizes, {summed_rows_of_x});
@@ -36,9 +33,8 @@ void sum_rows_into(const Call& call, const Matrix& x, const std::vector<int64_t>
   // Chunks depend on the shape alone, so the bits of the result do not depend on the threads.
   const int64_t chunks = kept_rows < 64 && count >= 256 ? 16 : 1;
   const int64_t accumulator_size = call.dtype == ScalarType::Double ? 2 : 1;
-  const Tensor partial =
-      empty_cpu({kept_rows * chunks, x.cols * accumulator_size}, aoti_torch_dtype_float32());
-  const SumRowsArgs args{out,           wide,         partial.mutable_data_ptr(),
+  const Workspace partial(kept_rows * chunks * x.cols * accumulator_size * 4);
+  const SumRowsArgs args{out,           wide,         partial.data(),
                          x.data,        x.row_stride, kept.view(),
                          summed.view(), count,        chunks,
                          x.cols};
@@ -58,12 +54,12 @@ struct Gradient {
 
 Gradient before_activation(const Call& call, const Tensor& grad, const Tensor& saved,
                            Activation activation) {
-  const int64_t dims = static_cast<int64_t>(call.shape.batch.size());
+  const int64_t dims = call.shape.batch.size();
   if (activation == Activation::none && grad.is_contiguous()) {
     return {grad, Matrix{const_cast<void*>(grad.const_data_ptr()), call.shape.rows, call.shape.cols,
                          call.shape.cols}};
   }
-  std::vector<int64_t> strides;
+  Dims strides;
   for (int64_t d = 0; d < dims; ++d) {
     strides.push_back(grad.stride(d));
   }
@@ -139,7 +135,7 @@ class SummedGradient {
   }
 
  private:
-  GradientRows by(const std::vector<int64_t>& strides, int64_t rows) {
+  GradientRows by(const Dims& strides, int64_t rows) {
     if (rows == call_.shape.rows) {
       return {gradient_, false};
     }
@@ -166,14 +162,13 @@ class SummedGradient {
   Matrix gradient_;
   bool wide_;
   std::optional<Tensor> sums_;
-  std::vector<int64_t> strides_;
+  Dims strides_;
   std::optional<Tensor> indexed_sums_;
 };
 
 void bias_gradient(const Call& call, const Matrix& gradient, const Wanted& wanted) {
   if (wanted.bias) {
-    sum_rows_into(call, gradient, std::vector<int64_t>(call.shape.batch.size(), 0), 1, wanted.bias,
-                  false);
+    sum_rows_into(call, gradient, Dims(call.shape.batch.size(), 0), 1, wanted.bias, false);
   }
 }
 
@@ -329,7 +324,8 @@ void backward_kernel(const Call& call, const Matrix& gradient, const Wanted& wan
 
 void backward_tiny(const Call& call, const Matrix& gradient, const Wanted& wanted) {
   std::vector<TinySource> sources = tiny_sources(call);
-  std::vector<std::vector<int64_t>> grad_strides;
+  std::vector<Dims> grad_strides;
+  grad_strides.reserve(sources.size());
   bool any = false;
   for (size_t i = 0; i < sources.size(); ++i) {
     sources[i].grad = wanted.inputs[i];
@@ -375,12 +371,13 @@ std::vector<Tensor> concat_linear_backward(const Tensor& grad, const std::vector
   std::vector<void*> per_input(count, nullptr);
   std::vector<bool> seen(count + 2, false);
   std::vector<Tensor> result;
+  result.reserve(wanted.size());
   for (int64_t position : wanted) {
     STD_TORCH_CHECK(position >= 0 && position <= count + 1, "wanted holds ", position,
                     "; it must lie in 0 .. ", count + 1);
-    const std::vector<int64_t> sizes = position < count    ? sizes_of(inputs[position])
-                                       : position == count ? std::vector{shape.cols, shape.width}
-                                                           : std::vector{shape.cols};
+    const Dims sizes = position < count    ? sizes_of(inputs[position])
+                                       : position == count ? Dims{shape.cols, shape.width}
+                                                           : Dims{shape.cols};
     result.push_back(empty_cpu(sizes, call.dtype_code));
     void*& target = position < count    ? per_input[position]
                     : position == count ? targets.weight
@@ -392,6 +389,7 @@ std::vector<Tensor> concat_linear_backward(const Tensor& grad, const std::vector
       std::memset(target, 0, result.back().numel() * call.element_size);
     }
   }
+  targets.inputs.reserve(sources.size());
   for (const Source& source : sources) {
     targets.inputs.push_back(per_input[source.input]);
   }

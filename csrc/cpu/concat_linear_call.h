@@ -91,6 +91,8 @@ inline Call make_call(const ConcatLinearShape& shape, const std::vector<Source>&
 inline Plan plan_call(const Call& call) {
   std::vector<int64_t> widths;
   std::vector<int64_t> distinct_rows;
+  widths.reserve(call.sources.size());
+  distinct_rows.reserve(call.sources.size());
   for (const Source& source : call.sources) {
     widths.push_back(source.matrix.cols);
     distinct_rows.push_back(source.product_rows());
@@ -152,6 +154,7 @@ inline TinyArgs tiny_args(const Call& call, const std::vector<TinySource>& sourc
 
 inline std::vector<TinySource> tiny_sources(const Call& call) {
   std::vector<TinySource> sources;
+  sources.reserve(call.sources.size());
   for (const Source& source : call.sources) {
     sources.push_back(TinySource{source.matrix.data, nullptr, source.matrix.cols, source.offset,
                                  source.matrix.row_stride, source.grad_rows});

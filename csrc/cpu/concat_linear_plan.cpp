@@ -103,7 +103,7 @@ Plan plan_concat_linear(const std::vector<int64_t>& widths,
   }
   if (rows <= kTinyRows && cols <= kTinyCols && rows * cols <= kTinyProducts / width) {
     plan.method = Method::tiny;
-    plan.why = "at most " + std::to_string(kTinyProducts) + " multiply-adds: own loop";
+    plan.why = "few multiply-adds: own loops";
     return plan;
   }
   const bool own = has_own_kernel(element, isa);

@@ -21,8 +21,8 @@ struct Source {
   Tensor tensor;                      // keeps `matrix` alive
   Matrix matrix;                      // distinct rows x features
   int64_t offset;                     // first column in the weight
-  std::vector<int64_t> strides;       // per batch dimension, in distinct rows; 0: repeats
-  std::vector<int64_t> grad_strides;  // the same, by size alone: expanded rows count as different
+  Dims strides;                       // per batch dimension, in distinct rows; 0: repeats
+  Dims grad_strides;                  // the same, by size alone: expanded rows count as different
   int64_t grad_rows;
 
   // For an input whose rows an index picks: `matrix` holds all its rows, the strides count entries
@@ -43,19 +43,19 @@ struct Source {
 // The distinct rows of an input as a matrix with unit column stride, copied only if its strides
 // fit no matrix.
 inline void set_distinct_rows(Source& source, const Tensor& input,
-                              const std::vector<int64_t>& batch) {
+                              const Dims& batch) {
   const auto sizes = input.sizes();
   const auto strides = input.strides();
   const int64_t dims = static_cast<int64_t>(sizes.size()) - 1;
-  const int64_t lead = static_cast<int64_t>(batch.size()) - dims;
+  const int64_t lead = batch.size() - dims;
   const int64_t width = sizes[dims];
-  source.strides.assign(batch.size(), 0);
-  source.grad_strides.assign(batch.size(), 0);
+  source.strides = Dims(batch.size(), 0);
+  source.grad_strides = source.strides;
 
   int64_t rows = 1;
   int64_t row_stride = width;  // of the matrix: the stride of the innermost distinct dimension
   bool dense = width == 1 || strides[dims] == 1;
-  std::vector<int64_t> distinct_sizes(sizes.begin(), sizes.end());
+  Dims distinct_sizes(sizes.begin(), sizes.end());
   source.grad_rows = 1;
   for (int64_t d = dims - 1; d >= 0; --d) {
     if (sizes[d] > 1) {
@@ -74,8 +74,9 @@ inline void set_distinct_rows(Source& source, const Tensor& input,
   dense = dense && (rows == 1 || row_stride >= width);
   source.tensor = input;
   if (!dense) {
-    source.tensor = contiguous_cpu(borrow(const_cast<void*>(input.const_data_ptr()), distinct_sizes,
-                                          strides, dtype_of(input)));
+    source.tensor = contiguous_cpu(borrow(const_cast<void*>(input.const_data_ptr()),
+                                          {distinct_sizes.data(), sizes.size()}, strides,
+                                          dtype_of(input)));
     row_stride = width;
   }
   source.matrix = Matrix{const_cast<void*>(source.tensor.const_data_ptr()), rows, width,
@@ -83,7 +84,7 @@ inline void set_distinct_rows(Source& source, const Tensor& input,
 }
 
 inline void set_indexed_rows(Source& source, const Tensor& input, const Tensor& index,
-                             const std::vector<int64_t>& batch) {
+                             const Dims& batch) {
   const bool dense = (input.size(1) == 1 || input.stride(1) == 1) &&
                      (input.size(0) <= 1 || input.stride(0) >= input.size(1));
   source.tensor = dense ? input : contiguous_cpu(input);
@@ -92,11 +93,12 @@ inline void set_indexed_rows(Source& source, const Tensor& input, const Tensor& 
   source.index = static_cast<const int64_t*>(source.index_tensor->const_data_ptr());
   source.entries = index.numel();
   source.all_rows = source.matrix.rows;
-  source.strides.assign(batch.size(), 0);
+  source.strides = Dims(batch.size(), 0);
   const auto sizes = index.sizes();
   int64_t rows = 1;
-  for (size_t d = sizes.size(); d-- > 0;) {
-    source.strides[batch.size() - sizes.size() + d] = sizes[d] > 1 ? rows : 0;
+  const int64_t lead = batch.size() - index.dim();
+  for (int64_t d = index.dim() - 1; d >= 0; --d) {
+    source.strides[lead + d] = sizes[d] > 1 ? rows : 0;
     rows *= sizes[d];
   }
   source.grad_strides = source.strides;
@@ -136,16 +138,20 @@ inline std::vector<Source> make_sources(const std::vector<Tensor>& inputs,
   return sources;
 }
 
+// Empty where nothing is indexed.
 inline std::vector<const int64_t*> index_of(const std::vector<Source>& sources) {
   std::vector<const int64_t*> index;
+  if (std::none_of(sources.begin(), sources.end(), [](const Source& s) { return s.index; })) {
+    return index;
+  }
   for (const Source& source : sources) {
     index.push_back(source.index);
   }
   return index;
 }
 
-inline std::vector<std::vector<int64_t>> strides_of(const std::vector<Source>& sources) {
-  std::vector<std::vector<int64_t>> strides;
+inline std::vector<Dims> strides_of(const std::vector<Source>& sources) {
+  std::vector<Dims> strides;
   strides.reserve(sources.size());
   for (const Source& source : sources) {
     strides.push_back(source.strides);

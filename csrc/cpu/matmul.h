@@ -10,6 +10,7 @@
 #include <optional>
 #include <vector>
 
+#include "../dims.h"
 #include "scratch.h"
 
 namespace mmfast {
@@ -31,13 +32,13 @@ inline int32_t dtype_of(const torch::stable::Tensor& t) {
   return dtype;
 }
 
-inline torch::stable::Tensor empty_cpu(const std::vector<int64_t>& sizes, int32_t dtype) {
-  std::vector<int64_t> strides(sizes.size(), 1);
-  for (size_t d = sizes.size(); d-- > 1;) {
+inline torch::stable::Tensor empty_cpu(const Dims& sizes, int32_t dtype) {
+  Dims strides(sizes.size(), 1);
+  for (int64_t d = sizes.size() - 1; d >= 1; --d) {
     strides[d - 1] = strides[d] * (sizes[d] > 1 ? sizes[d] : 1);
   }
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(),
                                                   strides.data(), dtype,
                                                   aoti_torch_device_type_cpu(), 0, &handle));
   return torch::stable::Tensor(handle);

@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "../dims.h"
+
 namespace mmfast {
 
 // The full batch shape, and for each source a stride per dimension counted in distinct rows
@@ -25,41 +27,42 @@ struct RowMap {
 // Owns a RowMap's arrays, with neighbouring dimensions merged wherever every source allows it.
 class RowMapStorage {
  public:
-  RowMapStorage(const std::vector<int64_t>& sizes, const std::vector<std::vector<int64_t>>& strides,
+  RowMapStorage(const Dims& sizes, const std::vector<Dims>& strides,
                 std::vector<const int64_t*> index = {})
       : sources_(static_cast<int64_t>(strides.size())), index_(std::move(index)) {
-    std::vector<size_t> first;  // for each merged dimension, its innermost original dimension
-    for (size_t d = 0; d < sizes.size(); ++d) {
+    Dims first;  // for each merged dimension, its innermost original dimension
+    for (int64_t d = 0; d < sizes.size(); ++d) {
       if (sizes[d] == 1) {
         continue;
       }
       bool merge = !sizes_.empty();
       for (const auto& s : strides) {
-        merge = merge && s[first.back()] == s[d] * sizes[d];
+        merge = merge && s[first[first.size() - 1]] == s[d] * sizes[d];
       }
       if (merge) {
-        sizes_.back() *= sizes[d];
-        first.back() = d;
+        sizes_[sizes_.size() - 1] *= sizes[d];
+        first[first.size() - 1] = d;
       } else {
         sizes_.push_back(sizes[d]);
         first.push_back(d);
       }
     }
+    strides_.reserve(strides.size() * first.size());
     for (const auto& s : strides) {
-      for (size_t d : first) {
+      for (int64_t d : first) {
         strides_.push_back(s[d]);
       }
     }
   }
 
   RowMap view() const {
-    return RowMap{static_cast<int64_t>(sizes_.size()), sizes_.data(), sources_, strides_.data(),
+    return RowMap{sizes_.size(), sizes_.data(), sources_, strides_.data(),
                   index_.empty() ? nullptr : index_.data()};
   }
 
  private:
   int64_t sources_;
-  std::vector<int64_t> sizes_;
+  Dims sizes_;
   std::vector<int64_t> strides_;
   std::vector<const int64_t*> index_;
 };

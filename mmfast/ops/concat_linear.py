@@ -275,9 +275,8 @@ def _shape_only(x: Tensor) -> Tensor:
 
 def _gradients(ctx: Any, grad: Tensor | None, needed: Sequence[bool]) -> list[Tensor | None]:
     """Gradients of (weight, bias, *inputs), None where ``needed``, in that order, is false."""
-    gradients: list[Tensor | None] = [None] * len(needed)
     if grad is None or not any(needed):
-        return gradients
+        return [None] * len(needed)
     weight, *inputs = ctx.saved_tensors
     index, inputs = inputs[: len(ctx.indexed)], inputs[len(ctx.indexed) :]
     bias, saved = None, weight  # without an activation the kernel reads neither
@@ -290,12 +289,13 @@ def _gradients(ctx: Any, grad: Tensor | None, needed: Sequence[bool]) -> list[Te
         return _differentiable_gradients(grad, inputs, weight, bias, ctx.activation, joined, needed)
     if grad.layout is not torch.strided:
         grad = grad.to_dense()
-    order = [*range(2, len(inputs) + 2), 0, 1]  # the operator's order: inputs, weight, bias
-    wanted = [position for position, i in enumerate(order) if needed[i]]
-    found = backward(grad, inputs, weight, saved, index, ctx.indexed, ctx.activation, wanted)
-    for position, gradient in zip(wanted, found, strict=True):
-        gradients[order[position]] = gradient
-    return gradients
+    in_order = [*needed[2:], *needed[:2]]  # the operator's order: inputs, weight, bias
+    wanted = [position for position, need in enumerate(in_order) if need]
+    found = iter(
+        backward(grad, inputs, weight, saved, index, ctx.indexed, ctx.activation, wanted)
+    )
+    *gradients, weight_grad, bias_grad = [next(found) if need else None for need in in_order]
+    return [weight_grad, bias_grad, *gradients]
 
 
 def decomposed(
