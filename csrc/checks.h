@@ -85,7 +85,8 @@ inline void check_alike(const torch::stable::Tensor& t, const std::string& name,
   check_device(t, name, reference, reference_name);
 }
 
-// `result` broadcasts with `shape`, the batch shape of inputs[i], by the rules of numpy and PyTorch.
+// `result` broadcasts with `shape`, the batch shape of inputs[i], by the rules of numpy and
+// PyTorch.
 inline void broadcast_with(Dims& result, const Dims& shape, size_t i) {
   if (result == shape) {
     return;

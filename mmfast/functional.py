@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from mmfast.ops import concat_linear as _concat_linear
+from mmfast.ops import concat_linear_plan as _concat_linear_plan
 from mmfast.ops.concat_linear import ACTIVATIONS
 
-__all__ = ["ACTIVATIONS", "concat_linear"]
+__all__ = ["ACTIVATIONS", "concat_linear", "explain_concat_linear"]
 
 
 def concat_linear(
@@ -89,6 +90,32 @@ def concat_linear(
         if index is not None and not torch.compiler.is_compiling():
             _concat_linear.check_index_range(inputs, index)
         raise
+
+
+def explain_concat_linear(
+    inputs: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str = "none",
+    index: Sequence[Tensor | None] | None = None,
+) -> _concat_linear_plan.Plan:
+    """Which way :func:`concat_linear` would take with these arguments on the CPU, and why.
+
+    Takes the arguments of :func:`concat_linear`, computes nothing, and raises what it would raise.
+    The plan depends on shapes, strides, dtype and instruction set alone.
+
+    Returns:
+        A plan; ``print`` it, or read its attributes.
+
+    Example:
+        >>> tokens, image = torch.randn(32, 128, 768), torch.randn(32, 1, 2048)
+        >>> plan = explain_concat_linear([tokens, image], torch.randn(768, 2816))
+        >>> plan.groups, plan.repeated
+        (((0,),), (1,))
+    """
+    _concat_linear.check_arguments(inputs, weight, bias, activation, index)
+    return _concat_linear_plan.plan(inputs, weight, index)
 
 
 _NO_INDEX: tuple[list[Tensor], list[int]] = ([], [])

@@ -109,10 +109,9 @@ auto weight_packer(const Call& call, const std::vector<int64_t>& members) {
 
 // `out` = the product of `members`, with an epilogue; see run_gemm.
 void multiply_members(const Call& call, const std::vector<int64_t>& members, const Matrix& out,
-                      int64_t out_element_size, const GemmArgs& epilogue) {
-  const bool to_float = out_element_size != call.element_size;
+                      ScalarType to, const GemmArgs& epilogue) {
   if (are_few_rows(out.rows, call.shape.width)) {
-    run_few_rows(call, members, out.data, epilogue, to_float);
+    run_few_rows(call, members, out.data, epilogue, to);
     return;
   }
   std::vector<GemmSegment> segments;
@@ -122,8 +121,9 @@ void multiply_members(const Call& call, const std::vector<int64_t>& members, con
     steps += steps_of(call, call.sources[i].matrix.cols);
   }
   std::vector<PanelPlan> panels;
-  add_panels(panels, 0, out.cols, static_cast<char*>(out.data), out.row_stride, out_element_size);
-  run_gemm(call, segments, steps, panels, weight_packer(call, members), epilogue, to_float);
+  add_panels(panels, 0, out.cols, static_cast<char*>(out.data), out.row_stride,
+             to == ScalarType::Float ? 4 : call.element_size);
+  run_gemm(call, segments, steps, panels, weight_packer(call, members), epilogue, to);
 }
 
 // The product of an input whose rows repeat: a row per distinct row, unrounded.
@@ -134,7 +134,7 @@ Tensor multiply_distinct_rows(const Call& call, const Plan& plan, int64_t i) {
     GemmArgs args{};
     args.rows = source.matrix.rows;
     args.cols = call.shape.cols;
-    multiply_members(call, {i}, matrix_of(product), 4, args);
+    multiply_members(call, {i}, matrix_of(product), ScalarType::Float, args);
     return product;
   }
   std::optional<Tensor> x_copy, weight_copy;
@@ -221,7 +221,7 @@ void forward_kernel(const Call& call, const Plan& plan, const Matrix& out, const
   args.addend_rows = addend_rows.view();
   args.preactivation = preactivation;
   args.activation = activation;
-  multiply_members(call, plan.groups[0].members, out, call.element_size, args);
+  multiply_members(call, plan.groups[0].members, out, call.dtype, args);
 }
 
 void forward_dot(const Call& call, const Matrix& out, const void* bias, Activation activation,
@@ -253,8 +253,7 @@ std::tuple<Tensor, Tensor> concat_linear(const std::vector<Tensor>& inputs, cons
   std::vector<Source> sources = make_sources(inputs, index, indexed, shape);
   const Call call = make_call(shape, sources, usable_weight);
   const Tensor result = empty_cpu(shape.output_sizes(), call.dtype_code);
-  const Tensor preactivation =
-      empty_cpu(keep ? shape.output_sizes() : Dims{0}, call.dtype_code);
+  const Tensor preactivation = empty_cpu(keep ? shape.output_sizes() : Dims{0}, call.dtype_code);
   const Matrix out{result.mutable_data_ptr(), shape.rows, shape.cols, shape.cols};
   void* pre = keep ? preactivation.mutable_data_ptr() : nullptr;
   const std::optional<Tensor> usable_bias =

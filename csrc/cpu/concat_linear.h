@@ -102,7 +102,8 @@ struct SumSegmentsArgs {
   const void* x;
   int64_t row_stride;
   int64_t cols;
-  const int64_t* order;  // rows of x, those of one segment after another
+  const int64_t* order;  // [entries]: rows of x, those of one segment after another
+  int64_t entries;
   const int64_t* first;  // [segments + 1]: where each segment starts in order
 };
 

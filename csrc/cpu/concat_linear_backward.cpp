@@ -18,7 +18,8 @@ namespace {
 
 // The sum of the rows of x (one per row of the batch) that share a distinct row by `strides`;
 // with no strides at all, the sum of all rows.
-void sum_rows_into(const Call& call, const Matrix& x, const Dims& strides, int64_t kept_rows, void* out, bool wide) {
+void sum_rows_into(const Call& call, const Matrix& x, const Dims& strides, int64_t kept_rows,
+                   void* out, bool wide) {
   Dims kept_sizes, kept_rows_of_x, summed_sizes, summed_rows_of_x;
   int64_t step = call.shape.rows;
   for (int64_t d = 0; d < call.shape.batch.size(); ++d) {
@@ -34,10 +35,8 @@ void sum_rows_into(const Call& call, const Matrix& x, const Dims& strides, int64
   const int64_t chunks = kept_rows < 64 && count >= 256 ? 16 : 1;
   const int64_t accumulator_size = call.dtype == ScalarType::Double ? 2 : 1;
   const Workspace partial(kept_rows * chunks * x.cols * accumulator_size * 4);
-  const SumRowsArgs args{out,           wide,         partial.data(),
-                         x.data,        x.row_stride, kept.view(),
-                         summed.view(), count,        chunks,
-                         x.cols};
+  const SumRowsArgs args{out,         wide,          partial.data(), x.data, x.row_stride,
+                         kept.view(), summed.view(), count,          chunks, x.cols};
   parallel_for(
       0, kept_rows * chunks, grain(x.cols * std::max<int64_t>(1, count / chunks)),
       [&](int64_t begin, int64_t end) { MMFAST_DISPATCH(call.dtype, sum_rows, args, begin, end); });
@@ -104,7 +103,8 @@ void sum_segments_into(const Matrix& x, ScalarType dtype, const Source& source, 
   for (int64_t e = 0; e < source.entries; ++e) {
     order[next[index[e]]++] = e;
   }
-  const SumSegmentsArgs args{out, wide, x.data, x.row_stride, x.cols, order.data(), first.data()};
+  const SumSegmentsArgs args{out,    wide,         x.data,         x.row_stride,
+                             x.cols, order.data(), source.entries, first.data()};
   const int64_t mean = source.entries / std::max<int64_t>(1, source.all_rows) + 1;
   parallel_for(0, source.all_rows, grain(x.cols * mean), [&](int64_t begin, int64_t end) {
     MMFAST_DISPATCH(dtype, sum_segments, args, begin, end);
@@ -225,51 +225,62 @@ void backward_library(const Call& call, const Matrix& gradient, const Wanted& wa
   }
 }
 
-// Writes the gradients of inputs with one product, whose panels go to the inputs they belong to.
-void input_gradients(const Call& call, const Matrix& gradient, const Wanted& wanted,
+// Writes the gradients of inputs with one product, whose panels go to the inputs they belong to; of
+// one input where `g` is wide.
+void input_gradients(const Call& call, const GradientRows& g, const Wanted& wanted,
                      const std::vector<int64_t>& members) {
+  std::optional<Tensor> copy;
+  const Source& first = call.sources[members[0]];
+  const int64_t base = g.wide ? first.offset : 0;  // the weight's first column
+  const Call work =
+      g.wide ? call.in_float(widened(call, call.weight_slice(base, first.matrix.cols), copy))
+             : call;
   std::vector<PanelPlan> panels;
   for (int64_t i : members) {
     const Source& source = call.sources[i];
-    add_panels(panels, source.offset, source.matrix.cols, static_cast<char*>(wanted.inputs[i]),
-               source.matrix.cols, call.element_size);
+    add_panels(panels, source.offset - base, source.matrix.cols,
+               static_cast<char*>(wanted.inputs[i]), source.matrix.cols, call.element_size);
   }
-  if (gradient.rows <= kFewRows) {
-    run_few_rows_input_gradient(call, gradient, panels);
+  if (g.matrix.rows <= kFewRows) {
+    run_few_rows_input_gradient(work, g.matrix, panels, call.dtype);
     return;
   }
   GemmArgs args{};
-  args.rows = gradient.rows;
+  args.rows = g.matrix.rows;
   const auto pack = [&](const PanelPlan& plan, char* memory) {
-    const Matrix slice = call.weight_slice(plan.first_col, plan.cols);
+    const Matrix slice = work.weight_slice(plan.first_col, plan.cols);
     call_pack_straight(
-        call.dtype, PackArgs{static_cast<const char*>(slice.data),
-                             slice.row_stride * call.element_size, slice.rows, plan.cols, memory});
+        work.dtype, PackArgs{static_cast<const char*>(slice.data),
+                             slice.row_stride * work.element_size, slice.rows, plan.cols, memory});
   };
-  run_gemm(call, {segment_of(call, gradient)}, steps_of(call, gradient.cols), panels, pack, args,
-           false);
+  run_gemm(work, {segment_of(work, g.matrix)}, steps_of(work, g.matrix.cols), panels, pack, args,
+           call.dtype);
 }
 
-// grad_weight's columns of the members, in float32 or, `rounded`, in the element type.
-void weight_gradient(const Call& call, const Matrix& gradient, const std::vector<int64_t>& members,
+// grad_weight's columns of the members, in float32 or, `rounded`, in the element type; of one
+// member where `g` is wide.
+void weight_gradient(const Call& call, const GradientRows& g, const std::vector<int64_t>& members,
                      const Matrix& out, bool rounded) {
-  if (are_few_rows(gradient.rows, call.shape.width + gradient.cols)) {
-    run_few_rows_weight_gradient(call, gradient, members, out, rounded);
-    return;
-  }
   const int64_t out_element_size = rounded ? call.element_size : 4;
+  const Call work = g.wide ? call.in_float(call.weight) : call;
+  std::optional<Tensor> copy;
   std::vector<GemmStrip> strips;
   for (int64_t i : members) {
     const Source& source = call.sources[i];
-    for (int64_t j = 0; j < source.matrix.cols; j += kPanelCols) {
+    const Matrix x = g.wide ? widened(call, source.matrix, copy) : source.matrix;
+    for (int64_t j = 0; j < x.cols; j += kPanelCols) {
       strips.push_back(
-          GemmStrip{static_cast<const char*>(source.matrix.data) + j * call.element_size,
-                    source.matrix.row_stride * call.element_size,
-                    std::min(kPanelCols, source.matrix.cols - j),
+          GemmStrip{static_cast<const char*>(x.data) + j * work.element_size,
+                    x.row_stride * work.element_size, std::min(kPanelCols, x.cols - j),
                     static_cast<char*>(out.data) + (source.offset + j) * out_element_size});
     }
   }
-  run_gemm_transposed(call, gradient, strips, out.row_stride * out_element_size, rounded);
+  const int64_t out_stride = out.row_stride * out_element_size;
+  if (are_few_rows(g.matrix.rows, call.shape.width + g.matrix.cols)) {
+    run_few_rows_weight_gradient(work, g.matrix, strips, out_stride, rounded);
+  } else {
+    run_gemm_transposed(work, g.matrix, strips, out_stride, rounded);
+  }
 }
 
 void backward_kernel(const Call& call, const Matrix& gradient, const Wanted& wanted) {
@@ -292,29 +303,19 @@ void backward_kernel(const Call& call, const Matrix& gradient, const Wanted& wan
     if (wanted.inputs[i] && !source.index && source.grad_rows == rows) {
       whole_inputs.push_back(position);
     } else if (wanted.inputs[i]) {
-      const GradientRows g = summed.for_input();
-      if (g.wide) {
-        input_gradient(call, source, g, wanted.inputs[i]);
-      } else {
-        input_gradients(call, g.matrix, wanted, {position});
-      }
+      input_gradients(call, summed.for_input(), wanted, {position});
     }
     if (wanted.weight && !source.index && source.matrix.rows == rows) {
       whole_weights.push_back(position);
     } else if (wanted.weight) {
-      const GradientRows g = summed.for_weight();
-      if (g.wide) {
-        wide_weight_gradient(call, source, g.matrix, columns_of(source, grad_weight, 4));
-      } else {
-        weight_gradient(call, g.matrix, {position}, grad_weight, false);
-      }
+      weight_gradient(call, summed.for_weight(), {position}, grad_weight, false);
     }
   }
   if (!whole_inputs.empty()) {
-    input_gradients(call, gradient, wanted, whole_inputs);
+    input_gradients(call, {gradient, false}, wanted, whole_inputs);
   }
   if (!whole_weights.empty()) {
-    weight_gradient(call, gradient, whole_weights, grad_weight, rounded);
+    weight_gradient(call, {gradient, false}, whole_weights, grad_weight, rounded);
   }
   if (wide) {
     narrow_into(call, Matrix{wanted.weight, call.shape.cols, call.shape.width, call.shape.width},
@@ -376,8 +377,8 @@ std::vector<Tensor> concat_linear_backward(const Tensor& grad, const std::vector
     STD_TORCH_CHECK(position >= 0 && position <= count + 1, "wanted holds ", position,
                     "; it must lie in 0 .. ", count + 1);
     const Dims sizes = position < count    ? sizes_of(inputs[position])
-                                       : position == count ? Dims{shape.cols, shape.width}
-                                                           : Dims{shape.cols};
+                       : position == count ? Dims{shape.cols, shape.width}
+                                           : Dims{shape.cols};
     result.push_back(empty_cpu(sizes, call.dtype_code));
     void*& target = position < count    ? per_input[position]
                     : position == count ? targets.weight

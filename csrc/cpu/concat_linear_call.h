@@ -61,6 +61,10 @@ struct Call {
   int32_t accumulator_code() const {
     return dtype == ScalarType::Double ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
   }
+  // The same call, as far as products need it, with a weight in float32.
+  Call in_float(const Matrix& float_weight) const {
+    return Call{shape, sources, float_weight, ScalarType::Float, aoti_torch_dtype_float32(), 4};
+  }
   // The columns of the weight that multiply `width` features from `offset` on.
   Matrix weight_slice(int64_t offset, int64_t width) const {
     return Matrix{static_cast<char*>(weight.data) + offset * element_size, weight.rows, width,

@@ -234,6 +234,8 @@ void sum_chunks(const SumRowsArgs& args, int64_t begin, int64_t end) {
   }
 }
 
+constexpr int64_t kRowsAhead = 8;  // the rows of a list lie anywhere: they are asked for early
+
 template <typename T, typename A>
 void sum_listed_pairwise(const SumSegmentsArgs& args, int64_t first, int64_t count, int64_t j0,
                          int64_t n, A* total) {
@@ -243,6 +245,13 @@ void sum_listed_pairwise(const SumSegmentsArgs& args, int64_t first, int64_t cou
     }
     const T* x = static_cast<const T*>(args.x) + j0;
     for (int64_t l = first; l < first + count; ++l) {
+      if (l + kRowsAhead < args.entries) {
+        const char* next =
+            reinterpret_cast<const char*>(x + args.order[l + kRowsAhead] * args.row_stride);
+        for (int64_t byte = 0; byte < n * static_cast<int64_t>(sizeof(T)); byte += 64) {
+          __builtin_prefetch(next + byte);
+        }
+      }
       add_tile(total, x + args.order[l] * args.row_stride, n);
     }
     return;
@@ -431,6 +440,7 @@ void tiny_backward(const TinyArgs& args) {
 }
 
 #include "gemm_kernels.h"
+// which it builds on
 #include "few_rows_kernels.h"
 
 #undef MMFAST_EACH_ACTIVATION

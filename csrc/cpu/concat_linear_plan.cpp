@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "concat_linear.h"
+#include "few_rows.h"
 #include "scratch.h"
 
 namespace mmfast {
@@ -129,7 +130,9 @@ Plan plan_concat_linear(const std::vector<int64_t>& widths,
   // A member has a row of its own for every row: distinct rows divide rows, and kRepeats is 2.
   static_assert(kRepeats == 2, "the kernel reads its members row by row");
   plan.method = Method::kernel;
-  plan.why = "one loop over the features of all inputs, accumulated in registers";
+  plan.why = rows <= kFewRows
+                 ? "few rows: they are packed, the weight is read once where it lies"
+                 : "one loop over the features of all inputs, accumulated in registers";
   if (!members.empty()) {
     plan.groups = {Group{members, together, 0}};
   }

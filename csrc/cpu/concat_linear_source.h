@@ -17,12 +17,12 @@ inline Matrix matrix_of(const Tensor& t) {
 }
 
 struct Source {
-  int64_t input;                      // position in the argument list
-  Tensor tensor;                      // keeps `matrix` alive
-  Matrix matrix;                      // distinct rows x features
-  int64_t offset;                     // first column in the weight
-  Dims strides;                       // per batch dimension, in distinct rows; 0: repeats
-  Dims grad_strides;                  // the same, by size alone: expanded rows count as different
+  int64_t input;      // position in the argument list
+  Tensor tensor;      // keeps `matrix` alive
+  Matrix matrix;      // distinct rows x features
+  int64_t offset;     // first column in the weight
+  Dims strides;       // per batch dimension, in distinct rows; 0: repeats
+  Dims grad_strides;  // the same, by size alone: expanded rows count as different
   int64_t grad_rows;
 
   // For an input whose rows an index picks: `matrix` holds all its rows, the strides count entries
@@ -42,8 +42,7 @@ struct Source {
 
 // The distinct rows of an input as a matrix with unit column stride, copied only if its strides
 // fit no matrix.
-inline void set_distinct_rows(Source& source, const Tensor& input,
-                              const Dims& batch) {
+inline void set_distinct_rows(Source& source, const Tensor& input, const Dims& batch) {
   const auto sizes = input.sizes();
   const auto strides = input.strides();
   const int64_t dims = static_cast<int64_t>(sizes.size()) - 1;
@@ -74,9 +73,9 @@ inline void set_distinct_rows(Source& source, const Tensor& input,
   dense = dense && (rows == 1 || row_stride >= width);
   source.tensor = input;
   if (!dense) {
-    source.tensor = contiguous_cpu(borrow(const_cast<void*>(input.const_data_ptr()),
-                                          {distinct_sizes.data(), sizes.size()}, strides,
-                                          dtype_of(input)));
+    source.tensor =
+        contiguous_cpu(borrow(const_cast<void*>(input.const_data_ptr()),
+                              {distinct_sizes.data(), sizes.size()}, strides, dtype_of(input)));
     row_stride = width;
   }
   source.matrix = Matrix{const_cast<void*>(source.tensor.const_data_ptr()), rows, width,

@@ -11,12 +11,12 @@
 namespace mmfast {
 namespace {
 
-inline void call_few_rows(ScalarType dtype, bool to_float, const FewRowsArgs& args, int64_t begin,
+inline void call_few_rows(ScalarType from, ScalarType to, const FewRowsArgs& args, int64_t begin,
                           int64_t end) {
 #if MMFAST_HAVE_X86_ISAS
-  if (dtype == ScalarType::Float) {
+  if (from == ScalarType::Float) {
     isa_avx512::few_rows<float, float>(args, begin, end);
-  } else if (to_float) {
+  } else if (to == ScalarType::Float) {
     isa_avx512_bf16::few_rows<BFloat16, float>(args, begin, end);
   } else {
     isa_avx512_bf16::few_rows<BFloat16, BFloat16>(args, begin, end);
@@ -24,12 +24,17 @@ inline void call_few_rows(ScalarType dtype, bool to_float, const FewRowsArgs& ar
 #endif
 }
 
-inline void call_few_rows_input_gradient(ScalarType dtype, const FewRowsInputArgs& args,
-                                         int64_t begin, int64_t end, float* sums) {
+inline void call_few_rows_input_gradient(ScalarType from, ScalarType to,
+                                         const FewRowsInputArgs& args, int64_t begin, int64_t end,
+                                         float* sums) {
 #if MMFAST_HAVE_X86_ISAS
-  dtype == ScalarType::Float
-      ? isa_avx512::few_rows_input_gradient<float>(args, begin, end, sums)
-      : isa_avx512_bf16::few_rows_input_gradient<BFloat16>(args, begin, end, sums);
+  if (from == ScalarType::BFloat16) {
+    isa_avx512_bf16::few_rows_input_gradient<BFloat16, BFloat16>(args, begin, end, sums);
+  } else if (to == ScalarType::BFloat16) {
+    isa_avx512_bf16::few_rows_input_gradient<float, BFloat16>(args, begin, end, sums);
+  } else {
+    isa_avx512::few_rows_input_gradient<float, float>(args, begin, end, sums);
+  }
 #endif
 }
 
@@ -65,10 +70,10 @@ inline bool are_few_rows(int64_t rows, int64_t width) {
   return rows <= kFewRows && padded * width * 4 <= kScratchLimit;
 }
 
-// The product of the members; `epilogue` brings rows, cols and what is added. `to_float`: the
-// result is float32 whatever the element type.
+// The product of the members; `epilogue` brings rows, cols and what is added. `to`: the
+// result's type, float32 or the element type.
 inline void run_few_rows(const Call& call, const std::vector<int64_t>& members, void* out,
-                         const GemmArgs& epilogue, bool to_float) {
+                         const GemmArgs& epilogue, ScalarType to) {
   struct Piece {
     int64_t source, feature, features, step;
   };
@@ -81,8 +86,8 @@ inline void run_few_rows(const Call& call, const std::vector<int64_t>& members, 
     const Source& source = call.sources[i];
     const int64_t features = source.matrix.cols;
     for (int64_t k = 0; k < features; k += kPieceFeatures) {
-      pieces.push_back(Piece{i, k, std::min(kPieceFeatures, features - k),
-                             steps + k * call.element_size / 4});
+      pieces.push_back(
+          Piece{i, k, std::min(kPieceFeatures, features - k), steps + k * call.element_size / 4});
     }
     const GemmSegment segment = segment_of(call, call.weight_slice(source.offset, features));
     if (source.offset == segment_end && !segments.back().odd) {
@@ -98,22 +103,20 @@ inline void run_few_rows(const Call& call, const std::vector<int64_t>& members, 
   const int64_t panels = (epilogue.rows + kPanelCols - 1) / kPanelCols;
   const Workspace workspace(panels * panel_bytes);
   const int64_t count = static_cast<int64_t>(pieces.size());
-  parallel_for(
-      0, panels * count, grain(4 * panel_bytes / count), [&](int64_t begin, int64_t end) {
-        for (int64_t unit = begin; unit < end; ++unit) {
-          const int64_t row = unit / count * kPanelCols;
-          const Piece& piece = pieces[unit % count];
-          const Matrix& x = call.sources[piece.source].matrix;
-          const int64_t stride = x.row_stride * call.element_size;
-          call_pack_transposed(
-              call.dtype,
-              PackArgs{static_cast<const char*>(x.data) + row * stride +
-                           piece.feature * call.element_size,
-                       stride, piece.features, std::min(kPanelCols, epilogue.rows - row),
-                       workspace.data() + unit / count * panel_bytes +
-                           piece.step * 4 * kPanelCols});
-        }
-      });
+  parallel_for(0, panels * count, grain(4 * panel_bytes / count), [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t row = unit / count * kPanelCols;
+      const Piece& piece = pieces[unit % count];
+      const Matrix& x = call.sources[piece.source].matrix;
+      const int64_t stride = x.row_stride * call.element_size;
+      call_pack_transposed(
+          call.dtype,
+          PackArgs{
+              static_cast<const char*>(x.data) + row * stride + piece.feature * call.element_size,
+              stride, piece.features, std::min(kPanelCols, epilogue.rows - row),
+              workspace.data() + unit / count * panel_bytes + piece.step * 4 * kPanelCols});
+    }
+  });
   FewRowsArgs args{};
   args.segments = segments.data();
   args.segment_count = static_cast<int64_t>(segments.size());
@@ -124,15 +127,14 @@ inline void run_few_rows(const Call& call, const std::vector<int64_t>& members, 
   args.out = static_cast<char*>(out);
   args.epilogue = epilogue;
   const int64_t units = (epilogue.cols + args.unit_cols - 1) / args.unit_cols;
-  parallel_for(0, units, grain(args.unit_cols * steps * panels * 4),
-               [&](int64_t begin, int64_t end) {
-                 call_few_rows(call.dtype, to_float, args, begin, end);
-               });
+  parallel_for(
+      0, units, grain(args.unit_cols * steps * panels * 4),
+      [&](int64_t begin, int64_t end) { call_few_rows(call.dtype, to, args, begin, end); });
 }
 
 // The gradients of inputs, from the panels of the weight's columns that belong to them.
 inline void run_few_rows_input_gradient(const Call& call, const Matrix& grad,
-                                        const std::vector<PanelPlan>& plans) {
+                                        const std::vector<PanelPlan>& plans, ScalarType to) {
   std::vector<GemmPanel> panels;
   panels.reserve(plans.size());
   for (const PanelPlan& plan : plans) {
@@ -141,52 +143,39 @@ inline void run_few_rows_input_gradient(const Call& call, const Matrix& grad,
                   plan.cols, plan.out, plan.out_stride, plan.col});
   }
   const int64_t count = static_cast<int64_t>(panels.size());
-  const FewRowsInputArgs args{static_cast<const char*>(grad.data),
-                              grad.rows,
-                              grad.cols,
-                              call.weight.row_stride * call.element_size,
-                              panels.data(),
-                              count};
+  const FewRowsInputArgs args{static_cast<const char*>(grad.data),        grad.rows,     grad.cols,
+                              call.weight.row_stride * call.element_size, panels.data(), count};
   const int64_t units = (count + kUnitPanels - 1) / kUnitPanels;
   parallel_for(0, units, grain(grad.rows * grad.cols * kUnitPanels * 4),
                [&](int64_t begin, int64_t end) {
                  const Workspace sums(kUnitPanels * kFewRows * kPanelCols * 4);
-                 call_few_rows_input_gradient(call.dtype, args, begin, end,
+                 call_few_rows_input_gradient(call.dtype, to, args, begin, end,
                                               reinterpret_cast<float*>(sums.data()));
                });
 }
 
-// The weight's gradient in the columns of `members`, of the element type if `rounded`, else in
-// float32. The members' columns all fit scratch.
+// The weight's gradient by strips of its columns, of the element type if `rounded`, else in
+// float32. The strips, packed, fit scratch.
 inline void run_few_rows_weight_gradient(const Call& call, const Matrix& grad,
-                                         const std::vector<int64_t>& members, const Matrix& out,
+                                         const std::vector<GemmStrip>& strips, int64_t out_stride,
                                          bool rounded) {
-  const int64_t out_element_size = rounded ? call.element_size : 4;
   const int64_t steps = steps_of(call, grad.rows);
-  std::vector<PackArgs> packs;
-  std::vector<GemmPanel> panels;
   const int64_t panel_bytes = steps * 4 * kPanelCols;
-  for (int64_t i : members) {
-    const Source& source = call.sources[i];
-    for (int64_t j = 0; j < source.matrix.cols; j += kPanelCols) {
-      const int64_t cols = std::min(kPanelCols, source.matrix.cols - j);
-      packs.push_back(PackArgs{static_cast<const char*>(source.matrix.data) + j * call.element_size,
-                               source.matrix.row_stride * call.element_size, grad.rows, cols,
-                               nullptr});
-      panels.push_back(GemmPanel{nullptr, cols,
-                                 static_cast<char*>(out.data) +
-                                     (source.offset + j) * out_element_size,
-                                 out.row_stride * out_element_size, 0});
-    }
+  std::vector<GemmPanel> panels;
+  panels.reserve(strips.size());
+  for (const GemmStrip& strip : strips) {
+    panels.push_back(GemmPanel{nullptr, strip.cols, strip.out, out_stride, 0});
   }
   const int64_t count = static_cast<int64_t>(panels.size());
   const bool pairs = call.element_size == 2;
   const Workspace workspace(count * panel_bytes + (pairs ? steps * 4 * grad.cols : 0));
   parallel_for(0, count, grain(steps * kPanelCols), [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
-      packs[p].panel = workspace.data() + p * panel_bytes;
-      panels[p].b = packs[p].panel;
-      call_pack_straight(call.dtype, packs[p]);
+      const GemmStrip& strip = strips[p];
+      char* panel = workspace.data() + p * panel_bytes;
+      call_pack_straight(call.dtype,
+                         PackArgs{strip.x, strip.row_stride, grad.rows, strip.cols, panel});
+      panels[p].b = panel;
     }
   });
   const char* left = static_cast<const char*>(grad.data);

@@ -29,8 +29,8 @@ void few_rows(const FewRowsArgs& args, int64_t begin, int64_t end) {
   const int64_t rows = args.epilogue.rows;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t first = unit * args.unit_cols;
-    const int64_t cols = args.epilogue.cols - first < args.unit_cols ? args.epilogue.cols - first
-                                                                     : args.unit_cols;
+    const int64_t cols =
+        args.epilogue.cols - first < args.unit_cols ? args.epilogue.cols - first : args.unit_cols;
     for (int64_t n = 0; n < cols; n += kTileRows) {
       const int64_t count = cols - n < kTileRows ? cols - n : kTileRows;
       for (int64_t s = 0; s < args.segment_count; ++s) {
@@ -39,8 +39,8 @@ void few_rows(const FewRowsArgs& args, int64_t begin, int64_t end) {
       }
       for (int64_t m = 0; m < rows; m += kPanelCols) {
         multiply_rows<T>(count, rows - m, here, args.segment_count,
-                         args.panels + m / kPanelCols * args.panel_bytes,
-                         sums + n * kFewRows + m, kFewRows, false);
+                         args.panels + m / kPanelCols * args.panel_bytes, sums + n * kFewRows + m,
+                         kFewRows, false);
       }
     }
     transpose_sums(sums, rows, cols, tile);
@@ -64,7 +64,7 @@ MMFAST_INLINE void prefetch_columns(const char* x, int64_t row_stride, int64_t r
 
 // Units begin..end, of kUnitPanels panels of the weight's columns each; `sums` holds as many panels
 // of kFewRows rows.
-template <typename T>
+template <typename T, typename Out>
 void few_rows_input_gradient(const FewRowsInputArgs& args, int64_t begin, int64_t end,
                              float* sums) {
   constexpr int64_t kRowsTogether = 64;  // of the weight: more would lie in too many pages
@@ -96,8 +96,8 @@ void few_rows_input_gradient(const FewRowsInputArgs& args, int64_t begin, int64_
     for (int64_t p = first; p < last; ++p) {
       const GemmPanel& panel = args.panels[p];
       for (int64_t m = 0; m < args.rows; ++m) {
-        store_panel_row<T>(panel.out + m * panel.out_stride,
-                           sums + ((p - first) * kFewRows + m) * kPanelCols, panel.cols);
+        store_panel_row<Out>(panel.out + m * panel.out_stride,
+                             sums + ((p - first) * kFewRows + m) * kPanelCols, panel.cols);
       }
     }
   }
@@ -115,12 +115,11 @@ void few_rows_weight_gradient(const FewRowsWeightArgs& args, int64_t begin, int6
       const GemmPanel& panel = args.panels[p];
       char* out = panel.out + n * panel.out_stride;
       if (sizeof(Out) == 4 && panel.cols == kPanelCols) {
-        multiply_rows<T>(count, panel.cols, &left, 1, panel.b,
-                         reinterpret_cast<float*>(out), panel.out_stride / 4, false);
+        multiply_rows<T>(count, panel.cols, &left, 1, panel.b, reinterpret_cast<float*>(out),
+                         panel.out_stride / 4, false);
         continue;
       }
-      multiply_rows<T>(count, panel.cols, &left, 1, panel.b, tile, kPanelCols,
-                       false);
+      multiply_rows<T>(count, panel.cols, &left, 1, panel.b, tile, kPanelCols, false);
       for (int64_t i = 0; i < count; ++i) {
         store_panel_row<Out>(out + i * panel.out_stride, tile + i * kPanelCols, panel.cols);
       }

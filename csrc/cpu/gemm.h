@@ -48,6 +48,7 @@ struct GemmArgs {
   int64_t rows;
   int64_t block_rows;    // rows worked on while they are in cache
   int64_t panel_groups;  // the panels are divided among this many units of work
+  bool rows_first;       // a few rows meet every panel before the next ones do
   const void* bias;      // or null
   const void* const* addends;
   RowMap addend_rows;
@@ -80,7 +81,8 @@ struct GemmTransposedArgs {
   const GemmStrip* strips;
   int64_t out_stride;  // bytes from row to row
   int64_t block_rows;
-  bool rounded;  // out is of the element type: only where one block holds all rows
+  bool rounded;        // out is of the element type: only where one block holds all rows
+  int64_t col_groups;  // the columns of grad are divided among this many units of work
 };
 
 }  // namespace mmfast

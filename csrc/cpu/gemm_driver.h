@@ -16,15 +16,15 @@ constexpr int64_t kLeftBytes = 64 * 1024;  // of rows that meet every panel befo
 constexpr int64_t kCacheBytes = 256 * 1024;  // of a core's second-level cache, for one operand
 
 // The kernels by element type: plans ask for them only where this machine has them.
-inline void call_gemm(ScalarType dtype, bool to_float, const GemmArgs& args, int64_t begin,
+inline void call_gemm(ScalarType from, ScalarType to, const GemmArgs& args, int64_t begin,
                       int64_t end) {
 #if MMFAST_HAVE_X86_ISAS
-  if (dtype == ScalarType::Float) {
-    isa_avx512::gemm<float, float>(args, begin, end);
-  } else if (to_float) {
-    isa_avx512_bf16::gemm<BFloat16, float>(args, begin, end);
+  if (from == ScalarType::BFloat16) {
+    to == ScalarType::Float ? isa_avx512_bf16::gemm<BFloat16, float>(args, begin, end)
+                            : isa_avx512_bf16::gemm<BFloat16, BFloat16>(args, begin, end);
   } else {
-    isa_avx512_bf16::gemm<BFloat16, BFloat16>(args, begin, end);
+    to == ScalarType::Float ? isa_avx512::gemm<float, float>(args, begin, end)
+                            : isa_avx512_bf16::gemm<float, BFloat16>(args, begin, end);
   }
 #endif
 }
@@ -102,11 +102,11 @@ inline void add_panels(std::vector<PanelPlan>& panels, int64_t first_col, int64_
 }
 
 // out = act(left right + ...): `left` in segments, `pack(panel plan, memory)` fills one panel of
-// `steps` steps. `args` brings rows and epilogue. `to_float`: the result is float32 whatever the
-// element type.
+// `steps` steps. `args` brings rows and epilogue. `to`: the result's type, float32 or the
+// element type of `call`.
 template <typename Pack>
 void run_gemm(const Call& call, const std::vector<GemmSegment>& segments, int64_t steps,
-              const std::vector<PanelPlan>& plans, const Pack& pack, GemmArgs args, bool to_float) {
+              const std::vector<PanelPlan>& plans, const Pack& pack, GemmArgs args, ScalarType to) {
   const int64_t panel_bytes = steps * 4 * kPanelCols;
   const int64_t count = static_cast<int64_t>(plans.size());
   const int64_t chunk = std::clamp<int64_t>(kScratchLimit / panel_bytes, 1, count);
@@ -121,13 +121,13 @@ void run_gemm(const Call& call, const std::vector<GemmSegment>& segments, int64_
   const int64_t threads = torch::stable::get_num_threads();
   for (int64_t first = 0; first < count; first += chunk) {
     args.panel_count = std::min(chunk, count - first);
+    args.rows_first = args.panel_count * panel_bytes <= kCacheBytes;
     parallel_for(0, args.panel_count, grain(steps * kPanelCols), [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p) {
         const PanelPlan& plan = plans[first + p];
         char* memory = workspace.data() + p * panel_bytes;
         pack(plan, memory);
-        panels[p] =
-            GemmPanel{memory, plan.cols, plan.out, plan.out_stride, plan.col};
+        panels[p] = GemmPanel{memory, plan.cols, plan.out, plan.out_stride, plan.col};
       }
     });
     // Enough units for every thread; which there are does not change any bit of the result.
@@ -135,9 +135,8 @@ void run_gemm(const Call& call, const std::vector<GemmSegment>& segments, int64_
     const int64_t units = blocks * args.panel_groups;
     const int64_t work = std::min(args.rows, args.block_rows) * steps * kPanelCols *
                          args.panel_count / args.panel_groups;
-    parallel_for(0, units, grain(work / 8), [&](int64_t begin, int64_t end) {
-      call_gemm(call.dtype, to_float, args, begin, end);
-    });
+    parallel_for(0, units, grain(work / 8),
+                 [&](int64_t begin, int64_t end) { call_gemm(call.dtype, to, args, begin, end); });
   }
 }
 
@@ -152,22 +151,27 @@ inline int64_t transposed_block_rows(const Call& call) {
 inline void run_gemm_transposed(const Call& call, const Matrix& grad,
                                 const std::vector<GemmStrip>& strips, int64_t out_stride,
                                 bool rounded) {
+  const int64_t count = static_cast<int64_t>(strips.size());
+  const int64_t tiles = (grad.cols + kTileRows - 1) / kTileRows;
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t col_groups = count >= 2 * threads ? 1 : std::min(tiles, threads);
   const GemmTransposedArgs args{static_cast<const char*>(grad.data),
                                 grad.rows,
                                 grad.cols,
                                 strips.data(),
                                 out_stride,
                                 std::min(grad.rows + grad.rows % 2, transposed_block_rows(call)),
-                                rounded};
+                                rounded,
+                                col_groups};
   const int64_t panel_bytes = args.block_rows * 4 * kPanelCols;
-  const int64_t count = static_cast<int64_t>(strips.size());
-  parallel_for(
-      0, count, grain(grad.rows * grad.cols * kPanelCols / 8), [&](int64_t begin, int64_t end) {
-        const int64_t pairs_bytes = call.element_size == 2 ? args.block_rows * 2 * grad.cols : 0;
-        const Workspace workspace(panel_bytes + pairs_bytes);
-        call_gemm_transposed(call.dtype, args, begin, end, workspace.data(),
-                             workspace.data() + panel_bytes);
-      });
+  parallel_for(0, count * col_groups, grain(grad.rows * grad.cols / col_groups * kPanelCols / 8),
+               [&](int64_t begin, int64_t end) {
+                 const int64_t pairs_bytes =
+                     call.element_size == 2 ? args.block_rows * 2 * grad.cols : 0;
+                 const Workspace workspace(panel_bytes + pairs_bytes);
+                 call_gemm_transposed(call.dtype, args, begin, end, workspace.data(),
+                                      workspace.data() + panel_bytes);
+               });
 }
 
 }  // namespace

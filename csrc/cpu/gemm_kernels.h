@@ -69,7 +69,8 @@ MMFAST_INLINE void flush(Vector (&sum)[rows][vectors], float* c, int64_t ldc, bo
 // c = (or, with `add`, c +=) the product of `rows` rows of the segments and 16 * vectors columns of
 // b, whose steps are b_stride bytes apart.
 template <typename T, int rows, int vectors>
-void multiply_tile(const GemmSegment* segments, int64_t count, const char* b, float* c, int64_t ldc, bool add) {
+void multiply_tile(const GemmSegment* segments, int64_t count, const char* b, float* c, int64_t ldc,
+                   bool add) {
   Vector sum[rows][vectors];
   clear(sum);
   int64_t left_to_sum = kSumSteps;
@@ -156,8 +157,8 @@ MMFAST_INLINE void store_panel_row(char* to, const float* from, int64_t n) {
   store_tile(reinterpret_cast<Out*>(to), from, n);
 }
 
-// The epilogue of rows first_row .. first_row + rows of the result, columns col .. col + cols, whose
-// sums stand in `tile`; `out` is where the first of them goes.
+// The epilogue of rows first_row .. first_row + rows of the result, columns col .. col + cols,
+// whose sums stand in `tile`; `out` is where the first of them goes.
 template <typename T, typename Out>
 MMFAST_INLINE void finish_tile(const GemmArgs& args, float* tile, int64_t tile_stride,
                                int64_t first_row, int64_t rows, int64_t col, int64_t cols,
@@ -188,6 +189,28 @@ MMFAST_INLINE void finish_tile(const GemmArgs& args, float* tile, int64_t tile_s
   }
 }
 
+// Asks for what the epilogue will add to the tile that starts at `first`: rows here and there.
+MMFAST_INLINE void prefetch_addends(const GemmArgs& args, int64_t first, int64_t last_row) {
+  constexpr int64_t kMost = 512;  // bytes of a row; the processor foresees the rest
+  const int64_t bytes = 4 * args.cols < kMost ? 4 * args.cols : kMost;
+  if (args.addend_rows.sources == 0 || first >= last_row) {
+    return;
+  }
+  const int64_t last = first + kTileRows < last_row ? first + kTileRows : last_row;
+  RowCursor cursor(args.addend_rows, first);
+  for (int64_t m = first; m < last; ++m, cursor.next()) {
+    for (int64_t s = 0; s < args.addend_rows.sources; ++s) {
+      const char* row = static_cast<const char*>(args.addends[s]) + cursor.at(s) * args.cols * 4;
+      for (int64_t byte = 0; byte < bytes; byte += 64) {
+        __builtin_prefetch(row + byte);
+      }
+    }
+  }
+}
+
+// Where the sums are short, waiting for the memory they go to takes longer than forming them.
+constexpr int64_t kTilesAhead = 4;
+
 // Units of work begin..end; a unit is a block of rows by a group of panels.
 template <typename T, typename Out>
 void gemm(const GemmArgs& args, int64_t begin, int64_t end) {
@@ -202,19 +225,39 @@ void gemm(const GemmArgs& args, int64_t begin, int64_t end) {
         first_row + args.block_rows < args.rows ? first_row + args.block_rows : args.rows;
     const int64_t first_panel = args.panel_count * group / args.panel_groups;
     const int64_t last_panel = args.panel_count * (group + 1) / args.panel_groups;
-    for (int64_t p = first_panel; p < last_panel; ++p) {
-      const GemmPanel& panel = args.panels[p];
-      for (int64_t m = first_row; m < last_row; m += kTileRows) {
-        const int64_t rows = last_row - m < kTileRows ? last_row - m : kTileRows;
-        for (int64_t s = 0; s < args.segment_count; ++s) {
-          here[s] = args.segments[s];
-          here[s].a += m * here[s].row_stride;
+    const int64_t panels = last_panel - first_panel;
+    const int64_t row_tiles = (last_row - first_row + kTileRows - 1) / kTileRows;
+    const auto panel_of = [&](int64_t t) -> const GemmPanel& {
+      return args.panels[first_panel + (args.rows_first ? t % panels : t / row_tiles)];
+    };
+    const auto row_of = [&](int64_t t) {
+      return first_row + (args.rows_first ? t / panels : t % row_tiles) * kTileRows;
+    };
+    const int64_t tiles = row_tiles * panels;
+    for (int64_t t = 0; t < tiles; ++t) {
+      if (t + kTilesAhead < tiles) {
+        const GemmPanel& next = panel_of(t + kTilesAhead);
+        const int64_t m = row_of(t + kTilesAhead);
+        for (int64_t i = m; i < last_row && i < m + kTileRows; ++i) {
+          for (int64_t byte = 0; byte < next.cols * static_cast<int64_t>(sizeof(Out)); byte += 64) {
+            __builtin_prefetch(next.out + i * next.out_stride + byte, 1);
+          }
         }
-        multiply_rows<T>(rows, panel.cols, here, args.segment_count, panel.b, tile,
-                         kPanelCols, false);
-        finish_tile<T, Out>(args, tile, kPanelCols, m, rows, panel.col, panel.cols,
-                            panel.out + m * panel.out_stride, panel.out_stride);
       }
+      const GemmPanel& panel = panel_of(t);
+      const int64_t m = row_of(t);
+      if (args.rows_first && t % panels == 0) {
+        prefetch_addends(args, m + kTileRows, last_row);
+      }
+      const int64_t rows = last_row - m < kTileRows ? last_row - m : kTileRows;
+      for (int64_t s = 0; s < args.segment_count; ++s) {
+        here[s] = args.segments[s];
+        here[s].a += m * here[s].row_stride;
+      }
+      multiply_rows<T>(rows, panel.cols, here, args.segment_count, panel.b, tile, kPanelCols,
+                       false);
+      finish_tile<T, Out>(args, tile, kPanelCols, m, rows, panel.col, panel.cols,
+                          panel.out + m * panel.out_stride, panel.out_stride);
     }
   }
   if (here != inline_segments) {
@@ -317,15 +360,15 @@ void pair_rows(const T* x, int64_t rows, int64_t cols, uint32_t* to) {
     const T* second = both ? first + cols : first;
     const uint32_t keep = both ? 0xffffffffu : 0xffffu;
     for (int64_t n = 0; n < cols; ++n) {
-      to[row / 2 * cols + n] =
-          (first[n].bits | static_cast<uint32_t>(second[n].bits) << 16) & keep;
+      to[row / 2 * cols + n] = (first[n].bits | static_cast<uint32_t>(second[n].bits) << 16) & keep;
     }
   }
 }
 
-// out[n][k] += sum over rows of grad[row][n] x[row][k] for strips begin..end. Rows go by blocks,
-// so that a block of grad stays in cache while every strip meets it. `panel` holds a block of one
-// strip, `pairs` (bfloat16) a block of grad with rows taken two by two.
+// out[n][k] += sum over rows of grad[row][n] x[row][k] for units begin..end, each a strip by a
+// group of grad's columns. Rows go by blocks, so that a block of grad stays in cache while every
+// strip meets it. `panel` holds a block of one strip, `pairs` (bfloat16) a block of grad with rows
+// taken two by two.
 template <typename T>
 void gemm_transposed(const GemmTransposedArgs& args, int64_t begin, int64_t end, char* panel,
                      char* pairs) {
@@ -340,22 +383,26 @@ void gemm_transposed(const GemmTransposedArgs& args, int64_t begin, int64_t end,
                 reinterpret_cast<uint32_t*>(pairs));
       left.a = pairs;
     }
-    for (int64_t s = begin; s < end; ++s) {
-      const GemmStrip& strip = args.strips[s];
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const GemmStrip& strip = args.strips[unit / args.col_groups];
+      const int64_t group = unit % args.col_groups;
+      const int64_t tiles = (args.cols + kTileRows - 1) / kTileRows;
+      const int64_t first = tiles * group / args.col_groups * kTileRows;
+      const int64_t last = tiles * (group + 1) / args.col_groups * kTileRows;
+      const int64_t cols = last < args.cols ? last : args.cols;
       pack_straight<T>(
           PackArgs{strip.x + row * strip.row_stride, strip.row_stride, rows, strip.cols, panel});
-      for (int64_t n = 0; n < args.cols; n += kTileRows) {
-        const int64_t count = args.cols - n < kTileRows ? args.cols - n : kTileRows;
+      for (int64_t n = first; n < cols; n += kTileRows) {
+        const int64_t count = cols - n < kTileRows ? cols - n : kTileRows;
         GemmSegment segment = left;
         segment.a += 4 * n;
         char* out = strip.out + n * args.out_stride;
         if (strip.cols == kPanelCols && !args.rounded) {
-          multiply_rows<T>(count, strip.cols, &segment, 1, panel,
-                           reinterpret_cast<float*>(out), args.out_stride / 4, row > 0);
+          multiply_rows<T>(count, strip.cols, &segment, 1, panel, reinterpret_cast<float*>(out),
+                           args.out_stride / 4, row > 0);
           continue;
         }
-        multiply_rows<T>(count, strip.cols, &segment, 1, panel, tile, kPanelCols,
-                         false);
+        multiply_rows<T>(count, strip.cols, &segment, 1, panel, tile, kPanelCols, false);
         for (int64_t i = 0; i < count; ++i) {
           const float* sums = tile + i * kPanelCols;
           char* to = out + i * args.out_stride;

@@ -38,8 +38,7 @@ inline torch::stable::Tensor empty_cpu(const Dims& sizes, int32_t dtype) {
     strides[d - 1] = strides[d] * (sizes[d] > 1 ? sizes[d] : 1);
   }
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(),
-                                                  strides.data(), dtype,
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), dtype,
                                                   aoti_torch_device_type_cpu(), 0, &handle));
   return torch::stable::Tensor(handle);
 }

@@ -291,9 +291,7 @@ def _gradients(ctx: Any, grad: Tensor | None, needed: Sequence[bool]) -> list[Te
         grad = grad.to_dense()
     in_order = [*needed[2:], *needed[:2]]  # the operator's order: inputs, weight, bias
     wanted = [position for position, need in enumerate(in_order) if need]
-    found = iter(
-        backward(grad, inputs, weight, saved, index, ctx.indexed, ctx.activation, wanted)
-    )
+    found = iter(backward(grad, inputs, weight, saved, index, ctx.indexed, ctx.activation, wanted))
     *gradients, weight_grad, bias_grad = [next(found) if need else None for need in in_order]
     return [weight_grad, bias_grad, *gradients]
 
