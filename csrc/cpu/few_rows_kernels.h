@@ -52,16 +52,6 @@ void few_rows(const FewRowsArgs& args, int64_t begin, int64_t end) {
   }
 }
 
-// Asks for 32 columns of `rows` rows: they lie too far apart for the processor to foresee.
-MMFAST_INLINE void prefetch_columns(const char* x, int64_t row_stride, int64_t rows,
-                                    int64_t bytes) {
-  for (int64_t row = 0; row < rows; ++row) {
-    for (int64_t byte = 0; byte < bytes; byte += 64) {
-      _mm_prefetch(x + row * row_stride + byte, _MM_HINT_T0);
-    }
-  }
-}
-
 // Units begin..end, of kUnitPanels panels of the weight's columns each; `sums` holds as many panels
 // of kFewRows rows.
 template <typename T, typename Out>
@@ -82,8 +72,8 @@ void few_rows_input_gradient(const FewRowsInputArgs& args, int64_t begin, int64_
         const GemmPanel& panel = args.panels[p];
         const char* weight = panel.b + n * args.weight_stride;
         pack_straight<T>(PackArgs{weight, args.weight_stride, features, panel.cols, packed});
-        prefetch_columns(weight + kPanelCols * sizeof(T), args.weight_stride, features,
-                         kPanelCols * sizeof(T));
+        prefetch_columns<_MM_HINT_T0>(weight + kPanelCols * sizeof(T), args.weight_stride, features,
+                                      kPanelCols * sizeof(T));
         for (int64_t m = 0; m < args.rows; m += kTileRows) {
           const int64_t count = args.rows - m < kTileRows ? args.rows - m : kTileRows;
           const GemmSegment left{args.grad + m * grad_stride + n * sizeof(T), grad_stride, 4, steps,

@@ -66,6 +66,21 @@ MMFAST_INLINE void flush(Vector (&sum)[rows][vectors], float* c, int64_t ldc, bo
   }
 }
 
+// Asks for the rows of a narrow input that the next tile will read: with many inputs there are more
+// streams of memory than the processor follows.
+template <int rows>
+MMFAST_INLINE void prefetch_rows(const GemmSegment& segment, const char* a) {
+  constexpr int64_t kNarrowBytes = 256;
+  const int64_t bytes = 4 * segment.steps;
+  if (segment.step_stride == 4 && bytes <= kNarrowBytes) {
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t byte = 0; byte < bytes; byte += 64) {
+        _mm_prefetch(a + i * segment.row_stride + byte, _MM_HINT_T1);
+      }
+    }
+  }
+}
+
 // c = (or, with `add`, c +=) the product of `rows` rows of the segments and 16 * vectors columns of
 // b, whose steps are b_stride bytes apart.
 template <typename T, int rows, int vectors>
@@ -78,6 +93,7 @@ void multiply_tile(const GemmSegment* segments, int64_t count, const char* b, fl
     const char* a = segments[s].a;
     const int64_t row_stride = segments[s].row_stride;
     const int64_t step_stride = segments[s].step_stride;
+    prefetch_rows<rows>(segments[s], a + rows * row_stride);
     for (int64_t left_in_segment = segments[s].steps; left_in_segment > 0;) {
       if (left_to_sum == 0) {
         flush(sum, c, ldc, add);
@@ -318,6 +334,17 @@ void pack_transposed(const PackArgs& args) {
   }
 }
 
+// Asks for 32 columns of `rows` rows: they lie too far apart for the processor to foresee.
+template <_mm_hint hint>
+MMFAST_INLINE void prefetch_columns(const char* x, int64_t row_stride, int64_t rows,
+                                    int64_t bytes) {
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t byte = 0; byte < bytes; byte += 64) {
+      _mm_prefetch(x + row * row_stride + byte, hint);
+    }
+  }
+}
+
 // Packs columns of x as they are: panel[step][column] holds one row of x (two, for bfloat16).
 template <typename T>
 void pack_straight(const PackArgs& args) {
@@ -392,6 +419,11 @@ void gemm_transposed(const GemmTransposedArgs& args, int64_t begin, int64_t end,
       const int64_t cols = last < args.cols ? last : args.cols;
       pack_straight<T>(
           PackArgs{strip.x + row * strip.row_stride, strip.row_stride, rows, strip.cols, panel});
+      if (unit + 1 < end && group + 1 == args.col_groups) {
+        const GemmStrip& next = args.strips[unit / args.col_groups + 1];
+        prefetch_columns<_MM_HINT_T1>(next.x + row * next.row_stride, next.row_stride, rows,
+                                      next.cols * sizeof(T));
+      }
       for (int64_t n = first; n < cols; n += kTileRows) {
         const int64_t count = cols - n < kTileRows ? cols - n : kTileRows;
         GemmSegment segment = left;
