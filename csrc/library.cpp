@@ -24,6 +24,41 @@ STABLE_TORCH_LIBRARY(mmfast, m) {
   m.def(
       "concat_linear_backward(Tensor grad, Tensor[] inputs, Tensor weight, Tensor saved, "
       "Tensor[] index, int[] indexed, str activation, int[] wanted) -> Tensor[]");
+
+  // The operators below combine rows of equal shape. `present` says which inputs of a row are
+  // there; `wanted` lists the gradients to compute, by position among the tensors in order.
+  m.def(
+      "weighted_sum(Tensor[] inputs, Tensor weights, Tensor? present, str per, bool normalize) -> "
+      "Tensor");
+  m.def(
+      "weighted_sum.no_autograd(Tensor[] inputs, Tensor weights, Tensor? present, str per, bool "
+      "normalize) -> "
+      "Tensor");
+  m.def(
+      "weighted_sum_backward(Tensor grad, Tensor[] inputs, Tensor weights, Tensor? present, "
+      "str per, bool normalize, int[] wanted) -> Tensor[]");
+  m.def(
+      "attention_pool(Tensor[] inputs, Tensor query, Tensor? present, int num_heads, float scale) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "attention_pool.no_autograd(Tensor[] inputs, Tensor query, Tensor? present, int num_heads, "
+      "float scale) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "attention_pool_backward(Tensor grad, Tensor? grad_weights, Tensor[] inputs, Tensor query, "
+      "Tensor? present, int num_heads, float scale, int[] wanted) -> Tensor[]");
+  m.def("gated_sum(Tensor[] values, Tensor[] gates, Tensor? present) -> Tensor");
+  m.def("gated_sum.no_autograd(Tensor[] values, Tensor[] gates, Tensor? present) -> Tensor");
+  m.def(
+      "gated_sum_backward(Tensor grad, Tensor[] values, Tensor[] gates, Tensor? present, "
+      "int[] wanted) -> Tensor[]");
+  m.def("rank_product(Tensor[] factors, Tensor? weights, Tensor? present) -> Tensor");
+  m.def("rank_product.no_autograd(Tensor[] factors, Tensor? weights, Tensor? present) -> Tensor");
+  m.def(
+      "rank_product_backward(Tensor grad, Tensor[] factors, Tensor? weights, Tensor? present, "
+      "int[] wanted) -> Tensor[]");
+  // `lses`: the logsumexp of the scores behind each output; -inf says that nothing was attended.
+  m.def("merge_attention(Tensor[] outputs, Tensor[] lses) -> (Tensor, Tensor)");
 }
 
 namespace py = pybind11;

@@ -2,14 +2,7 @@
 // namespace mmfast, after every header has been read: what it calls of them was compiled for the
 // baseline.
 
-constexpr int64_t kTile = 512;  // columns worked on at a time; 2 KiB of float stays in L1
-
-template <typename T, typename A>
-void load_tile(A* to, const T* from, int64_t n) {
-  for (int64_t j = 0; j < n; ++j) {
-    to[j] = widen(from[j]);
-  }
-}
+#include "tile_kernels.h"
 
 template <typename T, typename A>
 void load_tile_strided(A* to, const T* from, int64_t stride, int64_t n) {
@@ -19,20 +12,6 @@ void load_tile_strided(A* to, const T* from, int64_t stride, int64_t n) {
     for (int64_t j = 0; j < n; ++j) {
       to[j] = widen(from[j * stride]);
     }
-  }
-}
-
-template <typename T, typename A>
-void add_tile(A* to, const T* from, int64_t n) {
-  for (int64_t j = 0; j < n; ++j) {
-    to[j] += widen(from[j]);
-  }
-}
-
-template <typename T, typename A>
-void store_tile(T* to, const A* from, int64_t n) {
-  for (int64_t j = 0; j < n; ++j) {
-    to[j] = narrow<T>(from[j]);
   }
 }
 

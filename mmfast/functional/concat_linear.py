@@ -1,19 +1,13 @@
-"""The functions users call: argument handling, autocast, and the choice of path to the operator.
-
-Each has a module in :mod:`mmfast.nn` that owns its parameters.
-"""
+"""``concat_linear``: argument handling, autocast, and the choice of path to the operator."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from mmfast.functional.common import any_requires_grad, autocast, transformed
 from mmfast.ops import concat_linear as _concat_linear
 from mmfast.ops import concat_linear_plan as _concat_linear_plan
-from mmfast.ops.concat_linear import ACTIVATIONS
-
-__all__ = ["ACTIVATIONS", "concat_linear", "explain_concat_linear"]
 
 
 def concat_linear(
@@ -67,14 +61,14 @@ def concat_linear(
             raise TypeError
         device = weight.device.type
         if device != "meta" and torch.is_autocast_enabled(device):
-            inputs, weight, bias = _autocast(inputs, weight, bias)
-        if _transformed():
+            *inputs, weight, bias = autocast(device, [*inputs, weight, bias])  # type: ignore
+        if transformed():
             _concat_linear.check_arguments(inputs, weight, bias, activation, index)
             return _concat_linear.decomposed(inputs, weight, bias, activation, index)
         picked, indexed = (
             _NO_INDEX if index is None else _concat_linear.split_index(index, len(inputs))
         )
-        training = torch.is_grad_enabled() and _any_requires_grad(inputs, weight, bias)
+        training = torch.is_grad_enabled() and any_requires_grad((weight, bias, *inputs))
         if torch.compiler.is_compiling():
             arguments = (inputs, weight, bias, picked, indexed, activation, training)
             return _concat_linear.traced(*arguments)[0]
@@ -119,27 +113,3 @@ def explain_concat_linear(
 
 
 _NO_INDEX: tuple[list[Tensor], list[int]] = ([], [])
-
-
-def _transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work, which operators do not see."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-def _any_requires_grad(inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> bool:
-    if weight.requires_grad or (bias is not None and bias.requires_grad):
-        return True
-    return any(x.requires_grad for x in inputs)
-
-
-def _autocast(
-    inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None
-) -> tuple[Sequence[Tensor], Tensor, Tensor | None]:
-    """Convert to autocast's dtype what it would convert for ``F.linear``: all but float64."""
-    dtype = torch.get_autocast_dtype(weight.device.type)
-
-    def convert(x: Tensor) -> Tensor:
-        eligible = x.is_floating_point() and x.dtype != torch.float64
-        return x.to(dtype) if eligible else x
-
-    return [convert(x) for x in inputs], convert(weight), None if bias is None else convert(bias)

@@ -1,0 +1,117 @@
+// rank_product on the CPU: y = sum over ranks of the product of all factors, the end of every
+// low-rank bilinear fusion; one pass over memory, forward and backward.
+#include "rank_product.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include "concat_linear_call.h"
+
+#define MMFAST_ISA_SOURCE "rank_product_kernels.h"
+#include "foreach_isa.h"
+#include "row_call.h"
+
+namespace mmfast {
+namespace {
+
+// A call's arguments, checked, and what keeps them alive.
+struct RankProduct {
+  RankProduct(const std::vector<Tensor>& factors, const std::optional<Tensor>& weights,
+              const std::optional<Tensor>& present, const Tensor* grad)
+      : sources((check_list(factors, "factors", 2), batch_of(factors[0], 2))) {
+    const Dims batch = batch_of(factors[0], 2);
+    const int64_t count = static_cast<int64_t>(factors.size());
+    const int64_t dims = factors[0].dim();
+    args.ranks = factors[0].size(dims - 2);
+    args.rows.cols = factors[0].size(dims - 1);
+    out_sizes = batch;
+    out_sizes.push_back(args.rows.cols);
+    check_present(present, factors[0], batch, count);
+    if (weights) {
+      check_alike(*weights, "weights", factors[0], "factors[0]");
+      check_shape(*weights, "weights", Dims{args.ranks});
+      check_storage(*weights, [] { return "weights"; });
+      dense_weights = contiguous_cpu(*weights);
+      args.weights = dense_weights->const_data_ptr();
+    }
+    for (const Tensor& x : factors) {
+      sources.add(x, 2);
+    }
+    int64_t next = count;
+    args.rows.present = -1;
+    if (grad) {
+      check_alike(*grad, "grad", factors[0], "factors[0]");
+      check_shape(*grad, "grad", out_sizes);
+      check_storage(*grad, [] { return "grad"; });
+      sources.add(*grad);
+      args.grad_source = next++;
+    }
+    if (present) {
+      args.rows.present_stride = sources.add_strided(*present);
+      args.rows.present = next++;
+    }
+    map.emplace(sources.rows());
+    args.rows.rows = map->view();
+    args.rows.data = sources.data();
+    args.rows.count = count;
+    args.rows.total = product(batch);
+    dtype = factors[0].scalar_type();
+  }
+
+  RowSources sources;
+  std::optional<Tensor> dense_weights;
+  Dims out_sizes;
+  std::optional<RowMapStorage> map;
+  RankProductArgs args{};
+  ScalarType dtype;
+};
+
+Tensor rank_product(const std::vector<Tensor>& factors, const std::optional<Tensor>& weights,
+                    const std::optional<Tensor>& present) {
+  RankProduct call(factors, weights, present, nullptr);
+  const Tensor result = empty_cpu(call.out_sizes, dtype_of(factors[0]));
+  call.args.out = result.mutable_data_ptr();
+  const RowArgs& rows = call.args.rows;
+  parallel_for(0, rows.total, grain(rows.count * call.args.ranks * rows.cols),
+               [&](int64_t begin, int64_t end) {
+                 MMFAST_DISPATCH(call.dtype, rank_product, call.args, begin, end);
+               });
+  return result;
+}
+
+// wanted: 0 .. count-1 the factors, count the weights
+std::vector<Tensor> rank_product_backward(const Tensor& grad, const std::vector<Tensor>& factors,
+                                          const std::optional<Tensor>& weights,
+                                          const std::optional<Tensor>& present,
+                                          const std::vector<int64_t>& wanted) {
+  RankProduct call(factors, weights, present, &grad);
+  RankProductArgs& args = call.args;
+  const int64_t count = args.rows.count;
+  const std::vector<bool> flags = wanted_flags(wanted, count + 1);
+  std::vector<std::optional<Tensor>> results(count + 1);
+  const std::vector<void*> grads = gradients_like(factors[0], flags, 0, count, results);
+  args.grads = grads.data();
+  const int64_t chunks = chunks_of(args.rows.total);
+  std::optional<Tensor> sums;
+  if (flags[count]) {
+    STD_TORCH_CHECK(weights, "wanted holds ", count, ", the weights, but weights is None");
+    sums = empty_sums(chunks, args.ranks, call.dtype);
+    args.sums = sums->mutable_data_ptr();
+  }
+  parallel_for(0, chunks, grain(kChunkRows * 2 * count * args.ranks * args.rows.cols),
+               [&](int64_t begin, int64_t end) {
+                 MMFAST_DISPATCH(call.dtype, rank_product_backward, args, begin, end);
+               });
+  if (sums) {
+    results[count] = sum_chunks_of(*sums, sizes_of(*weights), call.dtype, dtype_of(*weights));
+  }
+  return in_order(results, wanted);
+}
+
+}  // namespace
+}  // namespace mmfast
+
+STABLE_TORCH_LIBRARY_IMPL(mmfast, CPU, m) {
+  m.impl("rank_product", TORCH_BOX(&mmfast::rank_product));
+  m.impl("rank_product.no_autograd", TORCH_BOX(&mmfast::rank_product));
+  m.impl("rank_product_backward", TORCH_BOX(&mmfast::rank_product_backward));
+}

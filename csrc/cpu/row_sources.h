@@ -1,0 +1,165 @@
+// Tensors of one batch shape, read row by row where they lie: what the operators share that combine
+// features element by element. A row is a tensor's last dimension, or its last two.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../checks.h"
+#include "matmul.h"
+#include "row_map.h"
+#include "scalar.h"
+
+namespace mmfast {
+
+using torch::headeronly::ScalarType;
+using torch::stable::parallel_for;
+using torch::stable::Tensor;
+
+// Pointers and row strides (in elements) of several tensors. Expanded and sliced ones are read in
+// place; what is copied is only a row whose elements do not stand side by side.
+class RowSources {
+ public:
+  explicit RowSources(const Dims& batch) : batch_(batch) {}
+
+  // Adds (*batch, row): the last `row_dims` dimensions form a row.
+  void add(const Tensor& t, int64_t row_dims = 1) {
+    const int64_t dims = t.dim() - row_dims;
+    bool dense = true;
+    int64_t expected = 1;
+    for (int64_t d = t.dim() - 1; d >= dims; --d) {
+      dense = dense && (t.size(d) == 1 || t.stride(d) == expected);
+      expected *= t.size(d);
+    }
+    kept_.push_back(dense ? t : contiguous_cpu(t));
+    push_strides(kept_.back(), dims);
+    data_.push_back(kept_.back().const_data_ptr());
+  }
+
+  // Adds (*batch, row) or (row,), which every row of the batch reads.
+  void add_repeated(const Tensor& t) {
+    if (t.dim() > 1 || batch_.empty()) {
+      add(t);
+      return;
+    }
+    kept_.push_back(contiguous_cpu(t));
+    strides_.push_back(Dims(batch_.size(), 0));
+    data_.push_back(kept_.back().const_data_ptr());
+  }
+
+  // Adds (*batch, row) whose elements may stand anywhere: the stride of a row's elements is
+  // returned.
+  int64_t add_strided(const Tensor& t) {
+    kept_.push_back(t);
+    push_strides(t, t.dim() - 1);
+    data_.push_back(t.const_data_ptr());
+    return t.stride(t.dim() - 1);
+  }
+
+  const void* const* data() const { return data_.data(); }
+  RowMapStorage rows() const { return RowMapStorage(batch_, strides_); }
+
+ private:
+  void push_strides(const Tensor& t, int64_t dims) {
+    Dims strides;
+    for (int64_t d = 0; d < dims; ++d) {
+      strides.push_back(t.size(d) == 1 ? 0 : t.stride(d));
+    }
+    strides_.push_back(strides);
+  }
+
+  Dims batch_;
+  std::vector<Tensor> kept_;
+  std::vector<Dims> strides_;
+  std::vector<const void*> data_;
+};
+
+// The sizes of t without the last `row_dims`.
+inline Dims batch_of(const Tensor& t, int64_t row_dims = 1) {
+  const auto sizes = t.sizes();
+  return Dims(sizes.begin(), sizes.end() - row_dims);
+}
+
+inline int64_t product(const Dims& sizes) {
+  int64_t result = 1;
+  for (int64_t size : sizes) {
+    result *= size;
+  }
+  return result;
+}
+
+// Checks that every tensor of a list has the shape, dtype and device of the first.
+inline void check_list(const std::vector<Tensor>& list, const std::string& name, int64_t row_dims) {
+  STD_TORCH_CHECK(!list.empty(), name, " is empty; it must hold at least one tensor");
+  for (size_t i = 0; i < list.size(); ++i) {
+    const std::string item = name + "[" + std::to_string(i) + "]";
+    check_floating(list[i], item);
+    STD_TORCH_CHECK(list[i].dim() >= row_dims, item, " has shape ", shape_string(list[i]),
+                    "; it must have at least ", row_dims, " dimensions");
+    check_storage(list[i], [&] { return item; });
+    if (i > 0) {
+      check_alike(list[i], item, list[0], (name + "[0]").c_str());
+      check_shape(list[i], item, sizes_of(list[0]));
+    }
+  }
+}
+
+// present: bool (*batch, count)
+inline void check_present(const std::optional<Tensor>& present, const Tensor& input,
+                          const Dims& batch, int64_t count) {
+  if (present) {
+    STD_TORCH_CHECK(present->scalar_type() == ScalarType::Bool, "present has dtype ",
+                    torch::headeronly::toString(present->scalar_type()), "; it must be bool");
+    Dims sizes = batch;
+    sizes.push_back(count);
+    check_shape(*present, "present", sizes);
+    check_device(*present, "present", input, "inputs");
+    check_storage(*present, [] { return "present"; });
+  }
+}
+
+// Which rows a thread takes, and which of a row's sources are there. Plain pointers for kernels.
+struct RowArgs {
+  RowMap rows;              // of the sources, in the order in which they were added
+  const void* const* data;  // [sources]
+  int64_t present;          // the source that says what is present, or -1
+  int64_t present_stride;   // of its elements
+  int64_t count;            // modalities
+  int64_t cols;             // elements of a row
+  int64_t total;            // rows
+};
+
+// Sums over all rows of the batch go by chunks of so many, whose sums are added pairwise at the
+// end: which thread does what changes no bit of the result.
+constexpr int64_t kChunkRows = 128;
+
+struct ChunkArgs {
+  void* sums;  // [chunks][size], in the accumulator's type
+  int64_t chunks;
+  int64_t size;
+  void* out;  // [size]
+};
+
+// At least one, so that there is a sum of no rows too.
+inline int64_t chunks_of(int64_t rows) {
+  return std::max<int64_t>(1, (rows + kChunkRows - 1) / kChunkRows);
+}
+
+// The positions that are wanted, checked: each of 0 .. count-1 at most once.
+inline std::vector<bool> wanted_flags(const std::vector<int64_t>& wanted, int64_t count) {
+  std::vector<bool> flags(count, false);
+  for (int64_t position : wanted) {
+    STD_TORCH_CHECK(position >= 0 && position < count, "wanted holds ", position,
+                    "; it must lie in 0 .. ", count - 1);
+    STD_TORCH_CHECK(!flags[position], "wanted holds ", position, " twice");
+    flags[position] = true;
+  }
+  return flags;
+}
+
+}  // namespace mmfast

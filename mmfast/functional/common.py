@@ -1,0 +1,99 @@
+"""What the functions of this package share: autocast, broadcasting, the way to an operator."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from mmfast.ops.fused import Found, Fused, FusedFunction, Options
+
+
+def autocast(device: str, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Convert to autocast's dtype what it would convert for ``F.linear``: all but float64."""
+    dtype = torch.get_autocast_dtype(device)
+
+    def convert(x: Tensor | None) -> Tensor | None:
+        eligible = x is not None and x.is_floating_point() and x.dtype != torch.float64
+        return x.to(dtype) if eligible else x  # type: ignore[union-attr]
+
+    return [convert(x) for x in tensors]
+
+
+def transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, which operators do not see."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def any_requires_grad(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether one of the tensors requires a gradient."""
+    return any(x is not None and x.requires_grad for x in tensors)
+
+
+def call(op: Fused, tensors: Sequence[Tensor], present: Tensor | None, options: Options) -> Found:
+    """The way to ``op`` that fits where it is called: traced, transformed, with gradients or not."""
+    try:
+        if torch.compiler.is_compiling():
+            return op.traced(*op.arguments(tensors, present, options))
+        device = tensors[0].device.type
+        if transformed() or device not in ("cpu", "meta"):
+            op.check(tensors, present, options)
+            return op.formula(tensors, present, options)
+        if torch.is_grad_enabled() and any_requires_grad(tensors):
+            return FusedFunction.apply(op, options, present, *tensors)
+        return op.eager(*op.arguments(tensors, present, options))
+    except (AttributeError, IndexError, RuntimeError, TypeError):
+        # Something refused the arguments: say why in the user's terms, if that is it.
+        op.check(tensors, present, options)
+        raise
+
+
+def broadcast(
+    name: str,
+    inputs: Sequence[Tensor],
+    present: Tensor | None,
+    row_dims: int = 1,
+) -> tuple[list[Tensor], Tensor | None]:
+    """Inputs and ``present`` expanded to one shape; nothing is copied.
+
+    Raises:
+        TypeError: ``inputs`` is not a sequence of tensors.
+        ValueError: the shapes do not broadcast together.
+    """
+    if isinstance(inputs, Tensor) or not isinstance(inputs, Sequence):
+        raise TypeError(f"{name} must be a sequence of tensors, got {type(inputs).__name__}")
+    for i, x in enumerate(inputs):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name}[{i}] must be a tensor, got {type(x).__name__}")
+    if not inputs:
+        raise ValueError(f"{name} is empty; it must hold at least one tensor")
+    shape = inputs[0].shape
+    if any(x.shape != shape for x in inputs):
+        try:
+            shape = torch.broadcast_shapes(*(x.shape for x in inputs))
+        except RuntimeError:
+            listed = ", ".join(str(tuple(x.shape)) for x in inputs[:8])
+            raise ValueError(
+                f"the shapes of {name} do not broadcast together: {listed}; sizes must be equal or "
+                "1, from the right"
+            ) from None
+        inputs = [x.expand(shape) for x in inputs]
+    if isinstance(present, Tensor):
+        wanted = (*shape[: len(shape) - row_dims], len(inputs))
+        if present.shape != wanted:
+            try:
+                present = present.expand(wanted)
+            except RuntimeError:
+                raise ValueError(
+                    f"present has shape {tuple(present.shape)}; it must be {wanted}, a value per "
+                    "row and input, or broadcast to it"
+                ) from None
+    return list(inputs), present
+
+
+def converted(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors as autocast wants them, where it is on."""
+    device = tensors[0].device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return autocast(device, tensors)  # type: ignore[return-value]
+    return list(tensors)

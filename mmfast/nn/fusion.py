@@ -1,0 +1,137 @@
+"""What every fusion module shares: inputs by position or by name, and which of them are present."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Sizes = Sequence[int] | Mapping[str, int]
+Inputs = Sequence[Tensor] | Mapping[str, Tensor]
+
+
+class Fusion(nn.Module):
+    r"""Joins the features of several modalities; the parent of the modules of this package.
+
+    Args:
+        in_features: the features K_i of each input, in order; a mapping names the inputs.
+        out_features: features N of the result.
+
+    Subclasses define ``forward(inputs, present=None)`` and begin it with :meth:`ordered`:
+
+    - inputs: a sequence of tensors (\*batch, K_i), or a mapping from the names given in
+      ``in_features``.
+    - present: bool (\*batch, M), True where a modality is there, or None for all. It may broadcast.
+      What an absent modality holds, NaN included, changes neither result nor gradients, and its own
+      gradient is zero.
+    """
+
+    def __init__(self, in_features: Sizes, out_features: int) -> None:
+        super().__init__()
+        self.names: tuple[str, ...] | None = (
+            tuple(in_features) if isinstance(in_features, Mapping) else None
+        )
+        self.in_features = sizes(in_features)
+        self.out_features = check_size("out_features", out_features)
+
+    def ordered(
+        self, inputs: Inputs, present: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """The inputs in the order of ``in_features``, and ``present``, both checked.
+
+        Raises:
+            TypeError: an input is not a tensor, or ``present`` is not a bool tensor.
+            ValueError: number, names or last sizes differ from ``in_features``, or ``present`` does
+                not broadcast with the inputs' batch shapes.
+        """
+        tensors = by_name(inputs, self.names)
+        if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
+            raise TypeError(
+                f"inputs must be a sequence or mapping of tensors, got {type(tensors).__name__}"
+            )
+        for i, x in enumerate(tensors):
+            if not isinstance(x, Tensor):
+                raise TypeError(f"inputs[{i}] must be a tensor, got {type(x).__name__}")
+        widths = tuple([x.shape[-1] if x.dim() else 0 for x in tensors])
+        if widths != self.in_features:
+            raise ValueError(
+                f"inputs have last sizes {list(widths)}; in_features says {list(self.in_features)}"
+            )
+        if present is not None:
+            check_present(present, [x.shape[:-1] for x in tensors])
+        return list(tensors), present
+
+    def extra_repr(self) -> str:
+        """The arguments, as ``print(module)`` shows them."""
+        features: object = list(self.in_features)
+        if self.names is not None:
+            features = dict(zip(self.names, self.in_features, strict=True))
+        return f"in_features={features}, out_features={self.out_features}"
+
+
+def by_name(inputs: Inputs, names: tuple[str, ...] | None) -> Sequence[Tensor]:
+    """The inputs as a sequence: a mapping is put into the order of ``names``."""
+    if not isinstance(inputs, Mapping):
+        return inputs
+    if names is None:
+        raise ValueError(
+            "inputs is a mapping but in_features names no inputs; "
+            "give in_features as a mapping, or the inputs as a sequence"
+        )
+    if set(inputs) != set(names):
+        raise ValueError(
+            f"inputs has the names {_sorted(inputs)}; in_features says {_sorted(names)}"
+        )
+    return [inputs[name] for name in names]
+
+
+def check_present(present: Tensor, batches: Sequence[torch.Size]) -> None:
+    """Raise unless ``present`` is a bool tensor that broadcasts to (\\*batch, modalities)."""
+    if not isinstance(present, Tensor):
+        raise TypeError(f"present must be a bool tensor or None, got {type(present).__name__}")
+    if present.dtype != torch.bool:
+        raise TypeError(f"present has dtype {present.dtype}; it must be torch.bool, True = present")
+    batch = torch.broadcast_shapes(*batches)
+    wanted = (*batch, len(batches))
+    fits = present.dim() <= len(wanted) and all(
+        size in (1, full)
+        for size, full in zip(reversed(present.shape), reversed(wanted), strict=False)
+    )
+    if not fits or present.dim() == 0 or present.shape[-1] != len(batches):
+        raise ValueError(
+            f"present has shape {tuple(present.shape)}; it must be {wanted}, a value per row and "
+            "modality, or broadcast to it"
+        )
+
+
+def without_absent(inputs: Sequence[Tensor], present: Tensor | None) -> list[Tensor]:
+    """The inputs with zeros where a modality is absent, whatever stood there; gradients too."""
+    if present is None:
+        return list(inputs)
+    return [x.where(present[..., i, None], 0) for i, x in enumerate(inputs)]
+
+
+def check_size(name: str, size: int, least: int = 0) -> int:
+    """``size`` itself, or ValueError unless it is an int of at least ``least``."""
+    if isinstance(size, bool) or not isinstance(size, int) or size < least:
+        raise ValueError(f"{name} is {size!r}; it must be an int of at least {least}")
+    return size
+
+
+def sizes(in_features: Sizes) -> tuple[int, ...]:
+    """The features of each input, checked."""
+    if isinstance(in_features, str) or not isinstance(in_features, (Sequence, Mapping)):
+        raise ValueError(
+            f"in_features is {in_features!r}; it must be a sequence of sizes, or a mapping from "
+            "names to sizes"
+        )
+    found = tuple(in_features.values() if isinstance(in_features, Mapping) else in_features)
+    if not found:
+        raise ValueError("in_features is empty; it must give the features of at least one input")
+    for size in found:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise ValueError(f"in_features holds {size!r}; each must be an int of at least 0")
+    return found
+
+
+def _sorted(names: Iterable[object]) -> list[str]:
+    return sorted(map(str, names))
