@@ -122,10 +122,19 @@ def test_activations(case, activation, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("activation", ["none", "gelu", "sigmoid"])
-@pytest.mark.parametrize("case", ["tiny", "wide and narrow", "mixed broadcast", "wide outputs"])
+@pytest.mark.parametrize(
+    "case", ["tiny", "wide and narrow", "mixed broadcast", "wide outputs", "few rows, odd"]
+)
 def test_instruction_sets(isa, case, activation, dtype):
     assert host.cpu_isa() == isa
     check_numbers(*CASES[case], dtype, activation)
+
+
+@pytest.mark.parametrize("rows", [20, 200])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 16, 26, 40, 64])
+def test_bfloat16_error_does_not_grow_with_the_inputs(isa, count, rows):
+    """A chain of products rounds a partial sum per input; 26 inputs cost it a digit and more."""
+    check_numbers([(rows, 24)] * count, 40, torch.bfloat16, "none")
 
 
 @pytest.mark.parametrize("case", ["tiny", "two wide", "row and column", "only width 0"])
