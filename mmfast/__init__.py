@@ -4,10 +4,10 @@ from importlib.metadata import version as _version
 
 __version__ = _version("mmfast")
 
-__all__ = ["__version__", "concat_linear", "functional", "nn"]
+__all__ = ["__version__", "concat_linear", "functional", "losses", "nn"]
 
 try:
-    from mmfast import functional, nn
+    from mmfast import functional, losses, nn
     from mmfast.functional import concat_linear
 except ImportError as _error:
     # Told at first use, so that `mmfast doctor` can be imported and say more.

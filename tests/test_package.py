@@ -15,11 +15,12 @@ ROOT = pathlib.Path(mmfast.__file__).parent
 MAY_IMPORT = {
     "ops": {"ops"},
     "functional": {"ops", "functional"},
+    "losses": {"ops", "functional", "losses"},
     "nn": {"ops", "functional", "nn"},
     "encoders": {"plugins", "encoders", "nn", "functional"},
     "data": {"plugins", "encoders", "data"},
     "train": {"plugins", "encoders", "data", "nn", "functional", "bench", "train"},
-    "bench": {"ops", "functional", "nn", "bench"},
+    "bench": {"ops", "functional", "losses", "nn", "bench"},
     "doctor": {"ops", "doctor"},
     "cli": set(),  # imports a command's module when it is called
 }

@@ -63,12 +63,12 @@ void attention_pool(const AttentionPoolArgs& args, int64_t begin, int64_t end) {
   }
 }
 
-// Gradients of one row and head; `grads` takes those of the scores, `query_sums` adds up the
+// Gradients of one row and head; `grads` takes those of the scores, `query_row` adds up the
 // query's.
 template <typename T, typename A>
 MMFAST_INLINE void attention_pool_head_backward(const AttentionPoolArgs& args, const Row<T>& row,
                                                 int64_t r, int64_t h, A* weights, A* grads,
-                                                A* query_sums) {
+                                                A* query_row) {
   const int64_t count = args.rows.count;
   const int64_t cols = args.rows.cols;
   const int64_t size = cols / args.heads;
@@ -102,13 +102,14 @@ MMFAST_INLINE void attention_pool_head_backward(const AttentionPoolArgs& args, c
         to[j] = narrow<T>(weight * widen(grad[j]) + score * widen(query[j]));
       }
     }
-    if (query_sums) {
-      add_scaled(query_sums + first, score, row.source(m) + first, size);
+    if (query_row) {
+      add_scaled(query_row + first, score, row.source(m) + first, size);
     }
   }
 }
 
-// Chunks begin..end of the rows; `query_row` holds a row of sums.
+// Chunks begin..end of the rows; `query_row` holds the query's gradient of one row. Where all rows
+// share the query it is added to their sum afterwards: two short sums err less than one long one.
 template <typename T>
 void attention_pool_backward(const AttentionPoolArgs& args, int64_t begin, int64_t end) {
   using A = accumulator_t<T>;
@@ -129,15 +130,17 @@ void attention_pool_backward(const AttentionPoolArgs& args, int64_t begin, int64
     }
     Row<T> row(args.rows, first);
     for (int64_t r = first; r < last; ++r, row.cursor.next()) {
-      A* to = args.grad_query ? query_row : sums;
-      if (args.grad_query) {
-        zero_tile(query_row, cols);
+      A* to = args.grad_query || sums ? query_row : nullptr;
+      if (to) {
+        zero_tile(to, cols);
       }
       for (int64_t h = 0; h < args.heads; ++h) {
         attention_pool_head_backward(args, row, r, h, scratch, scratch + count, to);
       }
       if (args.grad_query) {
         store_tile(static_cast<T*>(args.grad_query) + r * cols, query_row, cols);
+      } else if (sums) {
+        add_tile(sums, query_row, cols);
       }
     }
   }

@@ -117,10 +117,14 @@ void rank_product_backward(const RankProductArgs& args, int64_t begin, int64_t e
     Row<T> row(args.rows, first);
     for (int64_t b = first; b < last; ++b, row.cursor.next()) {
       for (int64_t r = 0; r < args.ranks; ++r) {
+        A row_sum = 0;  // of its own: two short sums err less than one long one
         for (int64_t j0 = 0; j0 < args.rows.cols; j0 += kProductTile) {
           const int64_t n = args.rows.cols - j0 < kProductTile ? args.rows.cols - j0 : kProductTile;
           rank_product_tile_backward(args, row, b, r, j0, n, before, after,
-                                     sums ? sums + r : nullptr);
+                                     sums ? &row_sum : nullptr);
+        }
+        if (sums) {
+          sums[r] += row_sum;
         }
       }
     }

@@ -36,14 +36,22 @@ MMFAST_INLINE void add_scaled(A* __restrict to, A factor, const T* __restrict fr
   }
 }
 
+// Long sums go by blocks: the rounding errors of one running sum grow with its length.
+constexpr int64_t kDotBlock = 256;
+
 template <typename X, typename Y, typename A>
 MMFAST_INLINE A dot_of(const X* __restrict x, const Y* __restrict y, int64_t n, A) {
-  A sum = 0;
+  A total = 0;
+  for (int64_t j0 = 0; j0 < n; j0 += kDotBlock) {
+    const int64_t end = j0 + kDotBlock < n ? j0 + kDotBlock : n;
+    A sum = 0;
 #pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < n; ++j) {
-    sum += A(widen(x[j])) * A(widen(y[j]));
+    for (int64_t j = j0; j < end; ++j) {
+      sum += A(widen(x[j])) * A(widen(y[j]));
+    }
+    total += sum;
   }
-  return sum;
+  return total;
 }
 
 // Adds up `chunks` rows of `size` sums, pairwise, and rounds them.

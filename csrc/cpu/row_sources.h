@@ -135,8 +135,9 @@ struct RowArgs {
 };
 
 // Sums over all rows of the batch go by chunks of so many, whose sums are added pairwise at the
-// end: which thread does what changes no bit of the result.
-constexpr int64_t kChunkRows = 128;
+// end: which thread does what changes no bit of the result. Few, since the rounding errors of a
+// running sum grow with its length.
+constexpr int64_t kChunkRows = 32;
 
 struct ChunkArgs {
   void* sums;  // [chunks][size], in the accumulator's type

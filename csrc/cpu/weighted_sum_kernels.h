@@ -84,7 +84,7 @@ MMFAST_INLINE void weighted_sum_row_backward(const WeightedSumArgs& args, const 
     }
   }
   const A scale = args.normalize ? A(1) / total : A(1);
-  mean *= args.normalize ? scale : A(0);
+  mean = args.normalize ? mean * scale : A(0);  // not times 0: an infinite one would spread
   for (int64_t m = 0; m < args.rows.count; ++m) {
     const bool present = row.present(m);
     if (args.grads[m]) {

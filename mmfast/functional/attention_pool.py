@@ -53,9 +53,13 @@ def attention_pool(
         torch.Size([8, 32])
     """
     inputs, present = broadcast("inputs", inputs, present)
+    if isinstance(temperature, Tensor):  # it would pass as a number, and get no gradient
+        raise TypeError(
+            "temperature must be a number or None, got a tensor; divide the query by it instead"
+        )
     if temperature is not None and not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it must be positive, or None")
-    if not isinstance(num_heads, int) or num_heads < 1:
+    if isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1:
         raise ValueError(f"num_heads is {num_heads!r}; it must be an int of at least 1")
     scale = (
         1 / temperature if temperature else 1 / math.sqrt(max(1, inputs[0].shape[-1] / num_heads))

@@ -14,8 +14,10 @@ def autocast(device: str, tensors: Sequence[Tensor | None]) -> list[Tensor | Non
     dtype = torch.get_autocast_dtype(device)
 
     def convert(x: Tensor | None) -> Tensor | None:
-        eligible = x is not None and x.is_floating_point() and x.dtype != torch.float64
-        return x.to(dtype) if eligible else x  # type: ignore[union-attr]
+        # What is no tensor at all is left to the checks, which say so.
+        if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64:
+            return x.to(dtype)
+        return x
 
     return [convert(x) for x in tensors]
 
@@ -33,12 +35,12 @@ def any_requires_grad(tensors: Iterable[Tensor | None]) -> bool:
 def call(op: Fused, tensors: Sequence[Tensor], present: Tensor | None, options: Options) -> Found:
     """The way to ``op`` that fits where it is called: traced, transformed, with gradients or not."""
     try:
-        if torch.compiler.is_compiling():
-            return op.traced(*op.arguments(tensors, present, options))
-        device = tensors[0].device.type
-        if transformed() or device not in ("cpu", "meta"):
+        # Transforms come first, also while tracing: they would not see into the operator.
+        if transformed() or tensors[0].device.type not in ("cpu", "meta"):
             op.check(tensors, present, options)
             return op.formula(tensors, present, options)
+        if torch.compiler.is_compiling():
+            return op.traced(*op.arguments(tensors, present, options))
         if torch.is_grad_enabled() and any_requires_grad(tensors):
             return FusedFunction.apply(op, options, present, *tensors)
         return op.eager(*op.arguments(tensors, present, options))

@@ -1,5 +1,6 @@
 """``tensor_fusion``: the linear map of an outer product, contracted group by group."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 from itertools import accumulate
@@ -10,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmfast.functional.concat_linear import concat_linear
-from mmfast.ops.concat_linear import DTYPES, batch_shape
+from mmfast.ops.concat_linear import batch_shape
+from mmfast.ops.fused import check_floating, check_like, check_present
 
 
 def tensor_fusion(
@@ -65,8 +67,8 @@ def tensor_fusion(
     for i, x in enumerate(inputs):
         if present is not None:
             x = x.where(present[..., i, None], 0)
-        with_one = F.pad(x, (1, 0), value=1.0)
-        factors.append(with_one.expand(*batch, with_one.shape[-1]).reshape(rows, -1))
+        with_one, size = F.pad(x, (1, 0), value=1.0), x.shape[-1] + 1
+        factors.append(with_one.expand(*batch, size).reshape(rows, size))
     split = _split([factor.shape[1] for factor in factors], out)
     trailing = _outer(factors[split:])
     if split == 0:
@@ -75,7 +77,8 @@ def tensor_fusion(
     # is one that mmfast's own kernel writes, and sums over `lead` run along rows.
     leading = _outer(factors[:split])
     lead = leading.shape[1]
-    z = concat_linear([weight.reshape(out * lead, -1)], trailing).view(out, lead, rows)
+    matrix = weight.reshape(out * lead, trailing.shape[1])
+    z = concat_linear([matrix], trailing).view(out, lead, rows)
     y = (z * leading.t()).sum(1).t()
     # Under autocast the leading group is wider than z, which has the result's dtype.
     return (y if bias is None else y + bias).to(z.dtype).reshape(*batch, out)
@@ -91,13 +94,12 @@ def _outer(factors: Sequence[Tensor]) -> Tensor:
 
 def _split(sizes: Sequence[int], out: int) -> int:
     """How many factors lead: the number that needs the least memory; 0 builds the whole product."""
-
-    def elements(split: int) -> int:
-        lead = sum(accumulate(sizes[:split], mul))
-        trail = sum(accumulate(sizes[split:], mul))
-        return lead + trail + (out * math.prod(sizes[:split]) if split else 0)
-
-    return min(range(len(sizes)), key=elements)
+    elements = []
+    for split in range(len(sizes)):
+        lead, trail = sizes[:split], sizes[split:]
+        between = out * math.prod(lead) if lead else 0
+        elements.append(sum(accumulate(lead, mul)) + sum(accumulate(trail, mul)) + between)
+    return elements.index(min(elements))
 
 
 def _check(
@@ -108,39 +110,22 @@ def _check(
         raise TypeError(f"inputs must be a sequence of tensors, got {type(inputs).__name__}")
     if len(inputs) == 0:
         raise ValueError("inputs is empty; it must hold at least one tensor")
-    named = {f"inputs[{i}]": x for i, x in enumerate(inputs)}
-    named["weight"] = weight
+    named = {"weight": weight, **{f"inputs[{i}]": x for i, x in enumerate(inputs)}}
     if bias is not None:
         named["bias"] = bias
-    for name, tensor in named.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        if tensor.dtype not in DTYPES:
-            raise TypeError(
-                f"{name} has dtype {tensor.dtype}; it must be float32, float64, bfloat16 or float16"
-            )
-    converts = torch.is_autocast_enabled(weight.device.type)
-    for name, tensor in named.items():
-        if tensor.dtype != weight.dtype and not converts:
-            raise ValueError(
-                f"{name} has dtype {tensor.dtype} but weight has {weight.dtype}; they must be "
-                "equal (convert one, or run under torch.autocast)"
-            )
-        if tensor.device != weight.device:
-            raise ValueError(
-                f"{name} is on {tensor.device} but weight is on {weight.device}; they must share "
-                "a device (move one with .to())"
-            )
+    for name, x in named.items():
+        check_floating(name, x)
+        if not torch.is_autocast_enabled(weight.device.type):
+            check_like(name, x, "weight", weight)
     for i, x in enumerate(inputs):
         if x.dim() == 0:
             raise ValueError(f"inputs[{i}] is 0-d; it must be (*batch, features)")
     sizes = [x.shape[-1] + 1 for x in inputs]
     if weight.dim() != 2 or weight.shape[1] != math.prod(sizes):
-        product = " * ".join(map(str, sizes))
+        product = " * ".join(f"({x.shape[-1]} + 1)" for x in inputs)
         raise ValueError(
             f"weight has shape {tuple(weight.shape)}; it must be (out_features, "
-            f"{math.prod(sizes)}), the product of the inputs' last sizes with 1 added to each: "
-            f"{product}"
+            f"{math.prod(sizes)}), where {math.prod(sizes)} = {product} for these inputs"
         )
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
         raise ValueError(
@@ -148,23 +133,8 @@ def _check(
             "row of weight"
         )
     batch = batch_shape(inputs)
-    if present is not None:
-        _check_present(present, (*batch, len(inputs)))
+    if isinstance(present, Tensor) and present.shape[-1:] == (len(inputs),):
+        with contextlib.suppress(RuntimeError):  # what does not broadcast keeps its own shape
+            present = present.expand(*batch, len(inputs))
+    check_present(present, batch, len(inputs))
     return batch
-
-
-def _check_present(present: Tensor, shape: tuple[int, ...]) -> None:
-    if not isinstance(present, Tensor):
-        raise TypeError(f"present must be a bool tensor or None, got {type(present).__name__}")
-    if present.dtype != torch.bool:
-        raise TypeError(f"present has dtype {present.dtype}; it must be torch.bool, True = present")
-    missing = len(shape) - present.dim()
-    fits = 0 <= missing < len(shape) and present.shape[-1] == shape[-1]
-    if not fits or any(
-        size not in (1, full)
-        for size, full in zip(present.shape, shape[max(missing, 0) :], strict=True)
-    ):
-        raise ValueError(
-            f"present has shape {tuple(present.shape)}; it must be {shape}, a value per row and "
-            "modality, or broadcast to it"
-        )

@@ -1,18 +1,26 @@
 """ConcatLinear: the linear layer behind a concatenation, without the concatenation."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mmfast import functional
+from mmfast.nn.fusion import (
+    Fusion,
+    Inputs,
+    Sizes,
+    by_name,
+    check_present,
+    sizes,
+    without_absent,
+)
 from mmfast.ops.concat_linear import check_activation, check_arguments
 
-Inputs = Sequence[Tensor] | Mapping[str, Tensor]
 Index = Sequence[Tensor | None] | Mapping[str, Tensor | None]
 
 
-class ConcatLinear(nn.Module):
+class ConcatLinear(Fusion):
     r"""``act(Linear(cat(inputs)))`` with the parameters of ``nn.Linear``.
 
     Args:
@@ -28,11 +36,14 @@ class ConcatLinear(nn.Module):
     Shape:
         - inputs: a sequence of tensors (\*batch_i, K_i), or a mapping from the names given in
           ``in_features``; the batch shapes broadcast together.
+        - present: bool (\*broadcast batch, M) or None; see :class:`mmfast.nn.fusion.Fusion`. An
+          absent input counts as zeros; without any, the result is ``act(bias)``.
         - output: (\*broadcast batch, N).
 
     Raises:
         ValueError: no inputs, a negative size, an unknown activation; in ``forward``, inputs whose
-            number, names or last sizes differ from ``in_features``.
+            number, names or last sizes differ from ``in_features``, or ``present`` that does not
+            fit them.
 
     Example:
         >>> layer = ConcatLinear({"image": 2048, "text": 768}, 512, activation="relu")
@@ -45,21 +56,15 @@ class ConcatLinear(nn.Module):
 
     def __init__(
         self,
-        in_features: Sequence[int] | Mapping[str, int],
+        in_features: Sizes,
         out_features: int,
         bias: bool = True,
         activation: str = "none",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        names = tuple(in_features) if isinstance(in_features, Mapping) else None
-        self.names: tuple[str, ...] | None = names
-        self.in_features = _sizes(in_features)
-        if isinstance(out_features, bool) or not isinstance(out_features, int) or out_features < 0:
-            raise ValueError(f"out_features is {out_features!r}; it must be an int of at least 0")
+        super().__init__(in_features, out_features)
         check_activation(activation)
-        self.out_features = out_features
         self.activation = activation
         shape = (out_features, sum(self.in_features))
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -78,7 +83,7 @@ class ConcatLinear(nn.Module):
     def from_linear(
         cls,
         linear: nn.Linear,
-        in_features: Sequence[int] | Mapping[str, int],
+        in_features: Sizes,
         activation: str = "none",
     ) -> "ConcatLinear":
         """The layer that stands for ``linear`` behind a concatenation, sharing its parameters.
@@ -94,10 +99,10 @@ class ConcatLinear(nn.Module):
         """
         if type(linear) is not nn.Linear:
             raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
-        sizes = _sizes(in_features)
-        if sum(sizes) != linear.in_features:
+        widths = sizes(in_features)
+        if sum(widths) != linear.in_features:
             raise ValueError(
-                f"in_features {list(sizes)} add up to {sum(sizes)} but linear.in_features is "
+                f"in_features {list(widths)} add up to {sum(widths)} but linear.in_features is "
                 f"{linear.in_features}; they must be equal"
             )
         layer = cls(
@@ -136,14 +141,19 @@ class ConcatLinear(nn.Module):
         linear.bias = self.bias  # type: ignore[assignment]
         return linear.train(self.training)
 
-    def forward(self, inputs: Inputs, index: Index | None = None) -> Tensor:
+    def forward(
+        self, inputs: Inputs, present: Tensor | None = None, index: Index | None = None
+    ) -> Tensor:
         """Join ``inputs``; see the class for shapes, ``mmfast.concat_linear`` for ``index``.
 
-        ``index`` is a sequence or a mapping as ``inputs`` is; a mapping may leave inputs out.
+        ``index`` is a sequence or a mapping as ``inputs`` is; a mapping may leave inputs out. It
+        cannot be given with ``present``: an entry that is absent would still multiply the row that
+        it picks.
         """
-        tensors = self._ordered(inputs) if isinstance(inputs, Mapping) else inputs
+        tensors = by_name(inputs, self.names)
         if isinstance(index, Mapping):
             index = self._ordered_index(index)
+        # Not self.ordered: small layers take microseconds, so only what is wrong is looked into.
         try:
             if isinstance(tensors, Tensor):  # iterating would take its rows for the inputs
                 raise TypeError
@@ -155,56 +165,29 @@ class ConcatLinear(nn.Module):
             raise ValueError(
                 f"inputs have last sizes {list(widths)}; in_features says {list(self.in_features)}"
             )
+        if present is not None:
+            if index is not None:
+                raise ValueError(
+                    "present and index are both given; one of them must be None (index the inputs "
+                    "first, as in input[index], to have rows that are absent)"
+                )
+            check_present(present, [x.shape[:-1] for x in tensors])
+            tensors = without_absent(tensors, present)
         return functional.concat_linear(
             tensors, self.weight, self.bias, activation=self.activation, index=index
         )
-
-    def _ordered(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
-        if self.names is None:
-            raise ValueError(
-                "inputs is a mapping but in_features names no inputs; "
-                "give in_features as a mapping, or the inputs as a sequence"
-            )
-        if set(inputs) != set(self.names):
-            raise ValueError(
-                f"inputs has the names {_sorted(inputs)}; in_features says {_sorted(self.names)}"
-            )
-        return [inputs[name] for name in self.names]
 
     def _ordered_index(self, index: Mapping[str, Tensor | None]) -> list[Tensor | None]:
         names = self.names or ()
         unknown = set(index) - set(names)
         if unknown:
             raise ValueError(
-                f"index has the names {_sorted(unknown)}; in_features says {_sorted(names)}"
+                f"index has the names {sorted(map(str, unknown))}; "
+                f"in_features says {sorted(map(str, names))}"
             )
         return [index.get(name) for name in names]
 
     def extra_repr(self) -> str:
         """The arguments, as ``print(module)`` shows them."""
-        sizes: object = list(self.in_features)
-        if self.names is not None:
-            sizes = dict(zip(self.names, self.in_features, strict=True))
-        text = (
-            f"in_features={sizes}, out_features={self.out_features}, bias={self.bias is not None}"
-        )
+        text = f"{super().extra_repr()}, bias={self.bias is not None}"
         return text if self.activation == "none" else f"{text}, activation={self.activation!r}"
-
-
-def _sorted(names: Iterable[object]) -> list[str]:
-    return sorted(map(str, names))
-
-
-def _sizes(in_features: Sequence[int] | Mapping[str, int]) -> tuple[int, ...]:
-    if isinstance(in_features, str) or not isinstance(in_features, (Sequence, Mapping)):
-        raise ValueError(
-            f"in_features is {in_features!r}; it must be a sequence of sizes, or a mapping from "
-            "names to sizes"
-        )
-    sizes = tuple(in_features.values() if isinstance(in_features, Mapping) else in_features)
-    if not sizes:
-        raise ValueError("in_features is empty; it must give the features of at least one input")
-    for size in sizes:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-            raise ValueError(f"in_features holds {size!r}; each must be an int of at least 0")
-    return sizes

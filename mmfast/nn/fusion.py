@@ -90,7 +90,14 @@ def check_present(present: Tensor, batches: Sequence[torch.Size]) -> None:
         raise TypeError(f"present must be a bool tensor or None, got {type(present).__name__}")
     if present.dtype != torch.bool:
         raise TypeError(f"present has dtype {present.dtype}; it must be torch.bool, True = present")
-    batch = torch.broadcast_shapes(*batches)
+    try:
+        batch = torch.broadcast_shapes(*batches)
+    except RuntimeError:
+        listed = ", ".join(str(tuple(shape)) for shape in batches[:8])
+        raise ValueError(
+            f"the batch shapes of inputs do not broadcast together: {listed}; each must be equal or "
+            "1, from the right"
+        ) from None
     wanted = (*batch, len(batches))
     fits = present.dim() <= len(wanted) and all(
         size in (1, full)

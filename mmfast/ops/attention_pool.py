@@ -28,7 +28,7 @@ def _check(tensors: Sequence[Tensor], present: Tensor | None, options: Options) 
             f"query has shape {tuple(query.shape)}; it must be {(cols,)}, one for all, or "
             f"{tuple(inputs[0].shape)}, one per row"
         )
-    fused.check_present(present, inputs[0].shape[:-1], len(inputs))
+    fused.check_present(present, inputs[0].shape[:-1], len(inputs), query.device)
 
 
 def _arguments(

@@ -58,15 +58,22 @@ class Fused:
             tensors, present, options = self.parts(*arguments)
             self.check(tensors, present, options)
             with torch.no_grad():
-                return self.formula(tensors, present, options)
+                found = self.formula(tensors, present, options)
+            # The formula's results may be laid out like the inputs; the kernels' are contiguous.
+            if isinstance(found, Tensor):
+                return found.new_empty(found.shape)
+            return tuple(y.new_empty(y.shape) for y in found)
 
         torch.library.register_fake(f"mmfast::{self.name}")(fake)
         torch.library.register_fake(f"mmfast::{self.name}.no_autograd")(fake)
 
         def fake_backward(*arguments: Any) -> list[Tensor]:
-            *arguments, wanted = arguments  # type: ignore[assignment]
-            tensors, present, options = self.parts(*arguments[self.outputs :])
-            self.check(tensors, present, options)
+            *rest, wanted = arguments
+            grads, rest = rest[: self.outputs], rest[self.outputs :]
+            results = fake(*rest)
+            _check_grads(grads, (results,) if isinstance(results, Tensor) else results)
+            tensors, _, _ = self.parts(*rest)
+            _check_wanted(wanted, len(tensors))
             return [tensors[position].new_empty(tensors[position].shape) for position in wanted]
 
         torch.library.register_fake(f"mmfast::{self.name}_backward")(fake_backward)
@@ -121,6 +128,8 @@ def _gradients(
     batched = any(x is not None and torch._C._functorch.is_legacy_batchedtensor(x) for x in grads)
     if torch.is_grad_enabled() or batched:
         return _differentiable_gradients(op, tensors, present, options, needed, grads)
+    # An embedding with sparse=True sends sparse gradients.
+    grads = [x.to_dense() if x is not None and x.is_sparse else x for x in grads]
     first, *others = grads
     if first is None:  # only a further output was used
         first = torch.zeros_like(op.formula(tensors, present, options)[0])
@@ -204,8 +213,34 @@ def check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
         )
 
 
-def check_present(present: Tensor | None, batch: Sequence[int], count: int) -> None:
-    """Raise unless ``present`` is None or a bool tensor (*batch, count)."""
+def _check_grads(grads: Sequence[Tensor | None], results: Sequence[Tensor]) -> None:
+    for i, (grad, y) in enumerate(zip(grads, results, strict=True)):
+        if grad is not None and (grad.shape, grad.dtype, grad.device) != (
+            y.shape,
+            y.dtype,
+            y.device,
+        ):
+            raise ValueError(
+                f"the gradient of result {i} is {tuple(grad.shape)}, {grad.dtype} on "
+                f"{grad.device}; it must be {tuple(y.shape)}, {y.dtype} on {y.device}"
+            )
+
+
+def _check_wanted(wanted: Sequence[int], count: int) -> None:
+    for position in wanted:
+        if not 0 <= position < count:
+            raise ValueError(f"wanted holds {position}; it must lie in 0 .. {count - 1}")
+    if len(set(wanted)) != len(wanted):
+        raise ValueError(f"wanted holds a position twice: {list(wanted)}")
+
+
+def check_present(
+    present: Tensor | None,
+    batch: Sequence[int],
+    count: int,
+    device: torch.device | None = None,
+) -> None:
+    """Raise unless ``present`` is None or a bool tensor (*batch, count), on ``device`` if given."""
     if present is None:
         return
     if not isinstance(present, Tensor):
@@ -216,6 +251,11 @@ def check_present(present: Tensor | None, batch: Sequence[int], count: int) -> N
         raise ValueError(
             f"present has shape {tuple(present.shape)}; it must be {(*batch, count)}, a value per "
             "row and input, or broadcast to it"
+        )
+    if device is not None and present.device != device:
+        raise ValueError(
+            f"present is on {present.device} but the inputs are on {device}; they must share a "
+            "device (move one with .to())"
         )
 
 

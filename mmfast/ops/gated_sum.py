@@ -27,7 +27,7 @@ def _check(tensors: Sequence[Tensor], present: Tensor | None, options: Options) 
                 f"gates[{i}] has shape {tuple(gate.shape)} but values[0] has "
                 f"{tuple(values[0].shape)}; they must be equal"
             )
-    fused.check_present(present, values[0].shape[:-1], count)
+    fused.check_present(present, values[0].shape[:-1], count, values[0].device)
 
 
 def _arguments(

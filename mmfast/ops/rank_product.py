@@ -24,7 +24,7 @@ def _check(tensors: Sequence[Tensor], present: Tensor | None, options: Options) 
                 f"weights has shape {tuple(weights.shape)}; it must be {(ranks,)}, one per rank of "
                 "the factors"
             )
-    fused.check_present(present, batch, len(factors))
+    fused.check_present(present, batch, len(factors), factors[0].device)
 
 
 def _arguments(

@@ -30,7 +30,7 @@ def _check(tensors: Sequence[Tensor], present: Tensor | None, options: Options) 
         raise ValueError(
             f"weights has shape {tuple(weights.shape)}; with per={per!r} it must be {shapes[per]}"
         )
-    fused.check_present(present, batch, len(inputs))
+    fused.check_present(present, batch, len(inputs), weights.device)
 
 
 def _arguments(

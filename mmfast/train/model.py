@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from mmfast.nn import ConcatLinear
+from mmfast.nn import create_fusion
 
 
 class MultimodalClassifier(nn.Module):
-    """Encodes every modality, joins the codes with ``ConcatLinear`` and classifies.
+    """Encodes every modality, joins the codes and classifies.
 
     With one encoder it is the single-modality model of the same depth, so that a comparison of
     the two shows the value of the second modality and not that of a further layer.
@@ -21,6 +21,8 @@ class MultimodalClassifier(nn.Module):
         classes: number of classes C.
         hidden: width of the joined representation.
         dropout: probability of zeroing one of its entries, while training.
+        fusion: name of the fusion that joins them; see ``mmfast.nn.list_fusions``.
+        options: of that fusion; by default ``concat`` has a relu.
     """
 
     def __init__(
@@ -30,13 +32,17 @@ class MultimodalClassifier(nn.Module):
         *,
         hidden: int = 128,
         dropout: float = 0.0,
+        fusion: str = "concat",
+        options: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__()
         if not encoders:
             raise ValueError("MultimodalClassifier: encoders must name at least one, got none")
         self.encoders = nn.ModuleDict(encoders)
         widths = {name: _out_dim(name, encoder) for name, encoder in encoders.items()}
-        self.fusion = ConcatLinear(widths, hidden, activation="relu")
+        if options is None:
+            options = {"activation": "relu"} if fusion == "concat" else {}
+        self.fusion = create_fusion(fusion, widths, hidden, **options)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(hidden, classes)
 

@@ -7,6 +7,7 @@ import pickle
 import pytest
 import reference
 import torch
+from fusion_checks import WAYS, check_formula, draw, draw_present, randomise
 from torch import nn
 
 from mmfast.nn import ConcatLinear
@@ -171,3 +172,43 @@ def test_unnormalised_weight_is_read_in_forward():
     x, y = torch.randn(4, 3), torch.randn(4, 5)
     expected = reference.concat_linear([x, y], layer.weight, layer.bias)
     torch.testing.assert_close(layer([x, y]), expected)
+
+
+# ----------------------------------------------------------------------------------------- present
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+@pytest.mark.parametrize("shapes", [[(4, 3), (4, 3), (4, 3)], [(4, 3), (1, 3), ()]], ids=str)
+def test_absent_inputs_count_as_zeros(shapes, activation, way):
+    """Inputs that broadcast too: they may be absent in some rows and present in others."""
+    widths = [3, 5, 2]
+
+    def formula(p, row):
+        zeros = [torch.zeros(width, dtype=torch.float64) for width in widths]
+        joint = [row.get(m, zero) for m, zero in enumerate(zeros)]
+        return reference.concat_linear(joint, p["weight"], p["bias"], activation)
+
+    layer = randomise(ConcatLinear(widths, 6, activation=activation))
+    inputs = [draw([k], shape)[0] for k, shape in zip(widths, shapes, strict=True)]
+    check_formula(layer, formula, inputs, draw_present((4, 3), 3, way))
+
+
+def test_without_any_input_the_bias_remains():
+    layer = ConcatLinear([3, 5], 6, activation="tanh")
+    nothing = [torch.full((2, 3), torch.nan), torch.full((2, 5), torch.inf)]
+    found = layer(nothing, torch.zeros(2, 2).bool())
+    torch.testing.assert_close(found, layer.bias.tanh().expand(2, 6))
+
+
+def test_present_and_index_exclude_each_other():
+    layer = ConcatLinear({"node": 3, "edge": 5}, 6)
+    inputs, present = [torch.randn(2, 3), torch.randn(4, 5)], torch.ones(4, 2).bool()
+    index = [torch.tensor([0, 1, 1, 0]), None]
+    assert layer(inputs, index=index).shape == (4, 6)
+    with pytest.raises(ValueError, match=r"present and index are both given; one .* must be None"):
+        layer(inputs, present, index)
+    with pytest.raises(ValueError, match="present and index are both given"):
+        layer(inputs, present, {"node": index[0]})
+    with pytest.raises(TypeError, match="present must be a bool tensor or None, got list"):
+        layer(inputs, index)

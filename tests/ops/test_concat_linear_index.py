@@ -157,12 +157,13 @@ def test_int32_and_strided_index():
 def test_module():
     layer = ConcatLinear({"source": 3, "target": 3, "edge": 2}, 4)
     inputs, index, *_ = draw(*CASES["tiny edges"], torch.float32)
-    plain = layer(inputs, index)
+    plain = layer(inputs, index=index)
     names = ("source", "target", "edge")
-    named = layer(dict(zip(names, inputs, strict=True)), {"target": index[1], "source": index[0]})
+    by_name = {"target": index[1], "source": index[0]}
+    named = layer(dict(zip(names, inputs, strict=True)), index=by_name)
     assert torch.equal(plain, named)
     with pytest.raises(ValueError, match=r"index has the names \['nodes'\]"):
-        layer(dict(zip(names, inputs, strict=True)), {"nodes": index[0]})
+        layer(dict(zip(names, inputs, strict=True)), index={"nodes": index[0]})
 
 
 X, E, W = torch.ones(5, 3), torch.ones(4, 2), torch.ones(6, 5)

@@ -1,0 +1,237 @@
+"""mmfast.nn.registry: names, options, and the plugins of other distributions."""
+
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+import torch
+from torch import nn
+
+from mmfast.nn import ConcatLinear, registry
+from mmfast.nn.registry import FusionLoadError, create_fusion, list_fusions, register_fusion
+
+OWN = [
+    "attention",
+    "attention_pool",
+    "bottleneck",
+    "concat",
+    "cross_attention",
+    "film",
+    "gated",
+    "late",
+    "low_rank",
+    "mfb",
+    "mlb",
+    "mutan",
+    "product",
+    "sequence",
+    "tensor",
+    "weighted_sum",
+]
+NEEDED = {
+    "bottleneck": {"num_heads": 2},
+    "cross_attention": {"num_heads": 2},
+    "low_rank": {"rank": 2},
+    "mutan": {"rank": 2},
+    "sequence": {"num_heads": 2},
+}
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch):
+    """Nothing registered, and of plugins only those that a test installs."""
+
+    def installed(group):
+        return [e for e in entry_points(group=group) if e.dist.name in ("acme", "zenith")]
+
+    monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(registry, "entry_points", installed)
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Makes a distribution with a module and entry points, found as installed ones are."""
+
+    def make(distribution, entries, code="", release="1.2.3"):
+        site = tmp_path / distribution
+        folder = site / f"{distribution}-{release}.dist-info"
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {release}\n"
+        )
+        lines = [f"{name} = {value}" for name, value in entries.items()]
+        (folder / "entry_points.txt").write_text("\n".join(["[mmfast.fusions]", *lines, ""]))
+        (site / f"{distribution}_module.py").write_text(code)
+        monkeypatch.syspath_prepend(site)
+        monkeypatch.delitem(sys.modules, f"{distribution}_module", raising=False)
+
+    return make
+
+
+PLUGIN = """
+from torch import nn
+
+class Mean(nn.Module):
+    def __init__(self, in_features, out_features, power=1):
+        super().__init__()
+        self.given = in_features, out_features, power
+
+not_callable = 3
+"""
+
+
+# ---------------------------------------------------------------------------------- own names
+
+
+def test_own_names():
+    assert list_fusions() == OWN
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_create(name):
+    fusion = create_fusion(name, in_features=[6, 4], out_features=4, **NEEDED.get(name, {}))
+    result = fusion([torch.randn(3, 6), torch.randn(3, 4)], torch.tensor([True, True]))
+    assert result.shape in ((3, 4), (3, 1, 4))
+    assert type(fusion).__name__ == registry._OWN[name].partition(":")[2]
+
+
+def test_create_with_options_and_names():
+    fusion = create_fusion("concat", {"image": 3, "text": 5}, 6, activation="relu", bias=False)
+    assert type(fusion) is ConcatLinear
+    assert (fusion.names, fusion.activation, fusion.bias) == (("image", "text"), "relu", None)
+
+
+# ------------------------------------------------------------------------------------- errors
+
+
+def test_unknown_name():
+    with pytest.raises(
+        ValueError, match=r"no fusion is named 'gatted' \(did you mean 'gated'"
+    ) as e:
+        create_fusion("gatted", [3], 4)
+    assert ", ".join(OWN) in str(e.value)
+    with pytest.raises(ValueError, match=r"no fusion is named 'xyzzy'; the names are attention,"):
+        create_fusion("xyzzy", [3], 4)
+
+
+def test_unknown_option():
+    message = (
+        r"the fusion 'concat' has no option 'activaton' \(did you mean 'activation'\?\); "
+        "it takes bias, activation, device, dtype"
+    )
+    with pytest.raises(TypeError, match=message):
+        create_fusion("concat", [3], 4, activaton="relu")
+    with pytest.raises(TypeError, match=r"'late' has no option 'xyzzy'; it takes weighted"):
+        create_fusion("late", [3], 4, xyzzy=1)
+
+
+def test_missing_option():
+    @register_fusion("needy")
+    def needy(in_features, out_features, *, rank):
+        return nn.Identity()
+
+    with pytest.raises(
+        TypeError, match="the fusion 'needy' needs the option 'rank'; it takes rank"
+    ):
+        create_fusion("needy", [3], 4)
+    assert isinstance(create_fusion("needy", [3], 4, rank=2), nn.Identity)
+
+
+def test_what_the_constructor_raises_comes_through():
+    with pytest.raises(ValueError, match="activation is 'swish'"):
+        create_fusion("concat", [3], 4, activation="swish")
+
+
+# -------------------------------------------------------------------------- register_fusion
+
+
+def test_register():
+    @register_fusion("mine")
+    class Mine(ConcatLinear):
+        pass
+
+    assert Mine.__name__ == "Mine"
+    assert "mine" in list_fusions()
+    assert type(create_fusion("mine", [3], 4)) is Mine
+
+
+def test_register_any_options():
+    @register_fusion("free")
+    def free(in_features, out_features, **options):
+        return ConcatLinear(in_features, out_features, **options)
+
+    assert create_fusion("free", [3], 4, bias=False).bias is None
+
+
+def test_register_refuses():
+    register_fusion("mine")(ConcatLinear)
+    with pytest.raises(ValueError, match=r"'mine' is taken by mmfast\.nn\.concat_linear:ConcatLin"):
+        register_fusion("mine")(nn.Linear)
+    with pytest.raises(ValueError, match="'concat' is mmfast's own"):
+        register_fusion("concat")(nn.Linear)
+    with pytest.raises(TypeError, match=r"write @register_fusion\('my_fusion'\)"):
+        register_fusion(nn.Linear)
+
+
+# ---------------------------------------------------------------------------------- plugins
+
+
+def test_plugin(install):
+    install("acme", {"acme/mean": "acme_module:Mean"}, PLUGIN)
+    assert list_fusions() == sorted([*OWN, "acme/mean"])
+    assert "acme_module" not in sys.modules, "listing imports nothing"
+    fusion = create_fusion("acme/mean", [3], 4, power=2)
+    assert fusion.given == ([3], 4, 2)
+    with pytest.raises(TypeError, match="'acme/mean' has no option 'bias'; it takes power"):
+        create_fusion("acme/mean", [3], 4, bias=False)
+    with pytest.raises(ValueError, match=r"did you mean 'acme/mean'\?"):
+        create_fusion("acme/maen", [3], 4)
+
+
+def test_plugins_cannot_take_own_names(install):
+    install("acme", {"late": "acme_module:Mean"}, PLUGIN)
+    assert list_fusions() == OWN
+    assert type(create_fusion("late", [3], 4)).__module__ == "mmfast.nn.late"
+    assert "acme_module" not in sys.modules
+
+
+def test_two_distributions_claim_a_name(install):
+    install("acme", {"mean": "acme_module:Mean", "other": "acme_module:Mean"}, PLUGIN)
+    install("zenith", {"mean": "zenith_module:Mean"}, PLUGIN, release="0.9")
+    assert list_fusions().count("mean") == 1
+    with pytest.raises(ValueError, match=r"'mean' is claimed by acme 1\.2\.3 and zenith 0\.9"):
+        create_fusion("mean", [3], 4)
+    assert create_fusion("other", [3], 4).given[1] == 4  # one bad name does not spoil the rest
+
+
+def test_registered_name_of_a_plugin(install):
+    install("acme", {"mean": "acme_module:Mean"}, PLUGIN)
+    register_fusion("mean")(ConcatLinear)
+    with pytest.raises(ValueError, match=r"acme 1\.2\.3 and register_fusion of mmfast\.nn\.concat"):
+        create_fusion("mean", [3], 4)
+
+
+def test_plugin_that_registers_itself(install):
+    code = PLUGIN + "from mmfast.nn.registry import register_fusion\nregister_fusion('mean')(Mean)"
+    install("acme", {"mean": "acme_module:Mean"}, code)
+    assert create_fusion("mean", [3], 4).given == ([3], 4, 1)
+    assert create_fusion("mean", [3], 5).given == ([3], 5, 1)
+    assert list_fusions().count("mean") == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "value", "said", "cause"),
+    [
+        ("raise OSError('no disk')", "acme_module:Mean", "OSError: no disk", OSError),
+        ("import xyzzy_missing", "acme_module:Mean", "No module named", ModuleNotFoundError),
+        (PLUGIN, "acme_module:Missing", "no attribute 'Missing'", AttributeError),
+        (PLUGIN, "acme_module:not_callable", "is a int; it must be a class or function", None),
+    ],
+)
+def test_broken_plugin(install, code, value, said, cause):
+    install("acme", {"mean": value, "acme/other": "acme_module:Mean"}, code)
+    assert "mean" in list_fusions()
+    with pytest.raises(FusionLoadError, match=rf"the fusion 'mean' of acme 1\.2\.3.*{said}") as e:
+        create_fusion("mean", [3], 4)
+    assert isinstance(e.value.__cause__, cause or type(None))
+    create_fusion("late", [3], 4)
