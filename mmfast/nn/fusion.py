@@ -95,8 +95,8 @@ def check_present(present: Tensor, batches: Sequence[torch.Size]) -> None:
     except RuntimeError:
         listed = ", ".join(str(tuple(shape)) for shape in batches[:8])
         raise ValueError(
-            f"the batch shapes of inputs do not broadcast together: {listed}; each must be equal or "
-            "1, from the right"
+            f"the batch shapes of inputs do not broadcast together: {listed}; each must be equal "
+            "or 1, from the right"
         ) from None
     wanted = (*batch, len(batches))
     fits = present.dim() <= len(wanted) and all(

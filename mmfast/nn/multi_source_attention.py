@@ -42,7 +42,8 @@ class CrossAttentionFusion(TokenFusion):
         - present: bool (\*batch, M) or None. A row where no other modality is present gives the
           bias of ``out_proj``. If the asking modality is absent, its tokens count as zeros.
         - masks: per modality None or bool (\*batch, T_m), True = valid.
-        - output: (\*batch, T_query, N).
+        - output: (\*batch, T_query, N), or (\*batch, N) where the asking modality is a single
+          token given as (\*batch, K_m).
 
     Raises:
         ValueError: fewer than two modalities, a size that is negative or does not divide, an
@@ -102,7 +103,8 @@ class CrossAttentionFusion(TokenFusion):
             [None if mask is None else mask[..., None, None, :] for mask in given],
             present=None if present is None else present[..., self.others],
         )
-        return self.out_proj(join_heads(out))
+        result = self.out_proj(join_heads(out))
+        return result.squeeze(-2) if found.single[self.query] else result
 
     def extra_repr(self) -> str:
         """The arguments, as ``print(module)`` shows them."""

@@ -20,6 +20,7 @@ class Tokens(NamedTuple):
     masks: list[Tensor | None]  # bool, broadcasts to (*batch, T_m); True = valid
     present: Tensor | None  # bool, broadcasts to (*batch, M)
     batch: torch.Size
+    single: list[bool]  # given as (*batch, K_m), one token each
 
     def valid(self, m: int) -> Tensor | None:
         """Which tokens of modality m are there: (\\*batch, T_m) or what broadcasts to it."""
@@ -72,11 +73,13 @@ class TokenFusion(Fusion):
                     f"inputs[{i}] has shape {tuple(x.shape)}; beside the other inputs it must have "
                     f"{dims} dimensions, (*batch, tokens, features), or {dims - 1} for one token"
                 )
-        tensors = [x if x.dim() == dims else x.unsqueeze(-2) for x in tensors]
+        single = [x.dim() < dims for x in tensors]
+        tensors = [x.unsqueeze(-2) if one else x for x, one in zip(tensors, single, strict=True)]
         batch = _batch_shape(tensors)
         if present is not None:
             check_present(present, [batch] * len(tensors))
-        found = Tokens(tensors, self._ordered_masks(masks, tensors, batch), present, batch)
+        given = self._ordered_masks(masks, tensors, batch)
+        found = Tokens(tensors, given, present, batch, single)
         for m, x in enumerate(tensors):
             valid = found.valid(m)
             if valid is not None:

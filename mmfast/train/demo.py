@@ -22,6 +22,7 @@ from torch import nn
 
 from mmfast.data import EmojiSet, emoji_splits, load_emoji, random_shift
 from mmfast.encoders import HashedText, SmallConvNet
+from mmfast.nn import ConcatLinear
 from mmfast.train.loop import Examples, History, Inputs, Recipe, evaluate, fit
 from mmfast.train.model import MultimodalClassifier
 from mmfast.train.report import mean_and_deviation, results_table, save_learning_curves
@@ -85,7 +86,8 @@ def train_one(
 def time_fusion_layer(recipe: Recipe, classes: int, on_step: Callable[[], None]) -> list[Timing]:
     """Times the layer at the demo's own shape and threads, and at a large shape on all threads."""
     fusion = MultimodalClassifier(build_encoders(MODELS["fused"]), classes).fusion
-    own = (recipe.batch_size, tuple(fusion.in_features), fusion.out_features)
+    assert isinstance(fusion, ConcatLinear)
+    own = (recipe.batch_size, fusion.in_features, fusion.out_features)
     timings = []
     for shape, count in ((own, TRAIN_THREADS), (LARGE_SHAPE, torch.get_num_threads())):
         for backward in (False, True):
