@@ -93,7 +93,7 @@ test-torch: $(BUILT)
 	$(OTHER)/bin/python -m pip install -q torch==$(TORCH) numpy pytest hypothesis
 	$(OTHER)/bin/python -m pip install -q --no-deps --force-reinstall build/wheel/*.whl
 	cd $(OTHER) && bin/python -c "import torch, mmfast; print(torch.__version__, mmfast.__file__)"
-	cd $(OTHER) && bin/python -m pytest -q ../tests/ops ../tests/nn ../tests/test_functional.py
+	cd $(OTHER) && bin/python -m pytest -q ../tests/ops ../tests/nn ../tests/functional
 
 clean:
 	rm -rf $(VENV) .venv-torch-* build dist runs *.egg-info mmfast/_C.*.so

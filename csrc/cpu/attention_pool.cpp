@@ -85,7 +85,7 @@ std::tuple<Tensor, Tensor> attention_pool(const std::vector<Tensor>& inputs, con
                                           double scale) {
   AttentionPool call(inputs, query, present, heads, scale, nullptr, std::nullopt);
   const int32_t dtype_code = dtype_of(inputs[0]);
-  const Tensor result = empty_cpu(sizes_of(inputs[0]), dtype_code);
+  const Tensor result = empty_result(sizes_of(inputs[0]), dtype_code);
   const Tensor weights = empty_cpu(call.weights_sizes, dtype_code);
   call.args.out = result.mutable_data_ptr();
   call.args.weights = weights.mutable_data_ptr();
@@ -118,10 +118,12 @@ std::vector<Tensor> attention_pool_backward(const Tensor& grad,
     results[count] = empty_cpu(sizes_of(query), dtype_of(query));
     args.grad_query = results[count]->mutable_data_ptr();
   }
-  parallel_for(0, chunks, grain(kChunkRows * 3 * count * args.rows.cols),
-               [&](int64_t begin, int64_t end) {
-                 MMFAST_DISPATCH(call.dtype, attention_pool_backward, args, begin, end);
-               });
+  if (args.rows.cols > 0) {  // no features can have any number of heads
+    parallel_for(0, chunks, grain(kChunkRows * 3 * count * args.rows.cols),
+                 [&](int64_t begin, int64_t end) {
+                   MMFAST_DISPATCH(call.dtype, attention_pool_backward, args, begin, end);
+                 });
+  }
   if (sums) {
     results[count] = sum_chunks_of(*sums, sizes_of(query), call.dtype, dtype_of(query));
   }

@@ -3,18 +3,53 @@
 // which the next one builds on
 #include "row_kernels.h"
 
-// The attention weights of one row and head, 0 where a modality is absent. `size` features of each
-// input from `first` on. False if every modality is absent.
+// Where the features of one head begin in each input, if those are few and all there.
+template <typename T>
+struct FewInputs {
+  FewInputs(const AttentionPoolArgs& args, const Row<T>& row, int64_t first)
+      : count(args.rows.count <= kFew && row.all_present() ? args.rows.count : 0) {
+    for (int64_t m = 0; m < count; ++m) {
+      from[m] = row.source(m) + first;
+    }
+  }
+  explicit operator bool() const { return count > 0; }
+
+  int64_t count;
+  const T* from[kFew];
+};
+
+// sums[m] = x . input m, 0 where a modality is absent; `size` features of each input from `first`
+// on. False if every modality is absent.
 template <typename T, typename A>
-MMFAST_INLINE bool attend(const AttentionPoolArgs& args, const Row<T>& row, int64_t first,
-                          int64_t size, A* weights) {
+MMFAST_INLINE bool dot_inputs(const AttentionPoolArgs& args, const Row<T>& row,
+                              const FewInputs<T>& few, const T* x, int64_t first, int64_t size,
+                              A* sums) {
+  if (few) {
+    dot_few(x, few.from, few.count, size, sums);
+    return true;
+  }
+  bool any = false;
+  for (int64_t m = 0; m < args.rows.count; ++m) {
+    const bool present = row.present(m);
+    sums[m] = present ? dot_of(x, row.source(m) + first, size, A(0)) : A(0);
+    any = any || present;
+  }
+  return any;
+}
+
+// The attention weights of one row and head, 0 where a modality is absent.
+template <typename T, typename A>
+MMFAST_INLINE void attend(const AttentionPoolArgs& args, const Row<T>& row, const FewInputs<T>& few,
+                          int64_t first, int64_t size, A* weights) {
   const T* query = row.source(args.query_source) + first;
+  if (!dot_inputs(args, row, few, query, first, size, weights)) {
+    return;
+  }
   A most = 0;
   bool any = false;
   for (int64_t m = 0; m < args.rows.count; ++m) {
-    weights[m] = 0;
     if (row.present(m)) {
-      weights[m] = A(args.scale) * dot_of(query, row.source(m) + first, size, A(0));
+      weights[m] *= A(args.scale);
       most = any && most > weights[m] ? most : weights[m];
       any = true;
     }
@@ -26,10 +61,9 @@ MMFAST_INLINE bool attend(const AttentionPoolArgs& args, const Row<T>& row, int6
       total += weights[m];
     }
   }
-  for (int64_t m = 0; m < args.rows.count && any; ++m) {
+  for (int64_t m = 0; m < args.rows.count; ++m) {
     weights[m] /= total;
   }
-  return any;
 }
 
 // Rows begin..end of the result.
@@ -44,8 +78,14 @@ void attention_pool(const AttentionPoolArgs& args, int64_t begin, int64_t end) {
   Row<T> row(args.rows, begin);
   for (int64_t r = begin; r < end; ++r, row.cursor.next()) {
     for (int64_t h = 0; h < args.heads; ++h) {
-      attend(args, row, h * size, size, weights);
+      const FewInputs<T> few(args, row, h * size);
+      attend(args, row, few, h * size, size, weights);
       store_tile(static_cast<T*>(args.weights) + (r * args.heads + h) * count, weights, count);
+      if (few) {
+        T* to = static_cast<T*>(args.out) + r * args.rows.cols + h * size;
+        weigh_few(to, few.from, weights, count, size);
+        continue;
+      }
       for (int64_t j0 = h * size; j0 < (h + 1) * size; j0 += kTile) {
         const int64_t n = (h + 1) * size - j0 < kTile ? (h + 1) * size - j0 : kTile;
         zero_tile(tile, n);
@@ -75,12 +115,12 @@ MMFAST_INLINE void attention_pool_head_backward(const AttentionPoolArgs& args, c
   const int64_t first = h * size;
   const T* grad = row.source(args.grad_source) + first;
   const T* query = row.source(args.query_source) + first;
-  attend(args, row, first, size, weights);
+  const FewInputs<T> few(args, row, first);
+  attend(args, row, few, first, size, weights);
+  dot_inputs(args, row, few, grad, first, size, grads);
   A mean = 0;
   for (int64_t m = 0; m < count; ++m) {
-    grads[m] = 0;
     if (row.present(m)) {
-      grads[m] = dot_of(grad, row.source(m) + first, size, A(0));
       if (args.grad_weights_source >= 0) {
         grads[m] += widen(row.source(args.grad_weights_source)[h * count + m]);
       }
@@ -97,14 +137,18 @@ MMFAST_INLINE void attention_pool_head_backward(const AttentionPoolArgs& args, c
     }
     const A weight = weights[m];
     const A score = weight * (grads[m] - mean) * A(args.scale);
+    grads[m] = score;
     if (to) {
-      for (int64_t j = 0; j < size; ++j) {
-        to[j] = narrow<T>(weight * widen(grad[j]) + score * widen(query[j]));
-      }
+      const T* both[] = {grad, query};
+      const A factors[] = {weight, score};
+      weigh<2>(to, both, factors, size);
     }
-    if (query_row) {
+    if (query_row && !few) {
       add_scaled(query_row + first, score, row.source(m) + first, size);
     }
+  }
+  if (query_row && few) {
+    weigh_few(query_row + first, few.from, grads, count, size);
   }
 }
 

@@ -252,7 +252,7 @@ std::tuple<Tensor, Tensor> concat_linear(const std::vector<Tensor>& inputs, cons
   const Tensor usable_weight = with_unit_column_stride(weight);
   std::vector<Source> sources = make_sources(inputs, index, indexed, shape);
   const Call call = make_call(shape, sources, usable_weight);
-  const Tensor result = empty_cpu(shape.output_sizes(), call.dtype_code);
+  const Tensor result = empty_result(shape.output_sizes(), call.dtype_code);
   const Tensor preactivation = empty_cpu(keep ? shape.output_sizes() : Dims{0}, call.dtype_code);
   const Matrix out{result.mutable_data_ptr(), shape.rows, shape.cols, shape.cols};
   void* pre = keep ? preactivation.mutable_data_ptr() : nullptr;

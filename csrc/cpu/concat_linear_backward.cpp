@@ -379,7 +379,7 @@ std::vector<Tensor> concat_linear_backward(const Tensor& grad, const std::vector
     const Dims sizes = position < count    ? sizes_of(inputs[position])
                        : position == count ? Dims{shape.cols, shape.width}
                                            : Dims{shape.cols};
-    result.push_back(empty_cpu(sizes, call.dtype_code));
+    result.push_back(empty_result(sizes, call.dtype_code));
     void*& target = position < count    ? per_input[position]
                     : position == count ? targets.weight
                                         : targets.bias;

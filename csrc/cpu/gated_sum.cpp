@@ -63,12 +63,12 @@ struct GatedSum {
   ScalarType dtype;
 };
 
-constexpr int64_t kWork = 8;  // a tanh and an exponential, in multiply-adds of a vector
+constexpr int64_t kWork = 2;  // a tanh and an exponential, in multiply-adds of a vector
 
 Tensor gated_sum(const std::vector<Tensor>& values, const std::vector<Tensor>& gates,
                  const std::optional<Tensor>& present) {
   GatedSum call(values, gates, present, nullptr);
-  const Tensor result = empty_cpu(sizes_of(values[0]), dtype_of(values[0]));
+  const Tensor result = empty_result(sizes_of(values[0]), dtype_of(values[0]));
   call.args.out = result.mutable_data_ptr();
   const RowArgs& rows = call.args.rows;
   parallel_for(0, rows.total, grain(kWork * rows.count * rows.cols),

@@ -47,6 +47,51 @@ MMFAST_INLINE bool gate_shares(const GatedSumArgs& args, const Row<T>& row, int6
   return any;
 }
 
+// Two values and one gate, both there: the unit of the paper, whose softmax is a sigmoid.
+template <typename T>
+MMFAST_INLINE bool is_pair(const GatedSumArgs& args, const Row<T>& row) {
+  return args.rows.count == 2 && args.gates == 1 && row.all_present();
+}
+
+// 1 / sigmoid(gate) - 1. Bounded: what is multiplied with it below stays finite.
+template <typename A>
+MMFAST_INLINE A odds_against(A gate) {
+  gate = gate > A(45) ? A(45) : gate;
+  return vexp_bounded(gate < A(-45) ? A(45) : -gate);
+}
+
+template <typename T>
+MMFAST_INLINE void gated_pair(const T* __restrict first, const T* __restrict second,
+                              const T* __restrict gate, T* __restrict to, int64_t n) {
+  using A = accumulator_t<T>;
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    const A odds = odds_against<A>(widen(gate[j]));
+    const Pair<A> bent = vtanh(A(widen(first[j])), A(widen(second[j])));
+    to[j] = narrow<T>((bent.first + odds * bent.second) / (A(1) + odds));
+  }
+}
+
+// Its gradients.
+template <typename T>
+MMFAST_INLINE void gated_pair_backward(const T* __restrict grad, const T* __restrict first,
+                                       const T* __restrict second, const T* __restrict gate,
+                                       T* __restrict to_first, T* __restrict to_second,
+                                       T* __restrict to_gate, int64_t n) {
+  using A = accumulator_t<T>;
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    const A odds = odds_against<A>(widen(gate[j]));
+    const A share = A(1) / (A(1) + odds);
+    const A rest = odds * share;
+    const auto [a, b] = vtanh(A(widen(first[j])), A(widen(second[j])));
+    const A g = widen(grad[j]);
+    to_first[j] = narrow<T>(g * share * (A(1) - a * a));
+    to_second[j] = narrow<T>(g * rest * (A(1) - b * b));
+    to_gate[j] = narrow<T>(g * share * rest * (a - b));
+  }
+}
+
 // Rows begin..end of the result.
 template <typename T>
 void gated_sum(const GatedSumArgs& args, int64_t begin, int64_t end) {
@@ -56,6 +101,11 @@ void gated_sum(const GatedSumArgs& args, int64_t begin, int64_t end) {
   A tile[kGateTile];
   Row<T> row(args.rows, begin);
   for (int64_t r = begin; r < end; ++r, row.cursor.next()) {
+    if (is_pair(args, row)) {
+      gated_pair(row.source(0), row.source(1), row.source(2),
+                 static_cast<T*>(args.out) + r * args.rows.cols, args.rows.cols);
+      continue;
+    }
     for (int64_t j0 = 0; j0 < args.rows.cols; j0 += kGateTile) {
       const int64_t n = args.rows.cols - j0 < kGateTile ? args.rows.cols - j0 : kGateTile;
       zero_tile(tile, n);
@@ -90,8 +140,17 @@ void gated_sum_backward(const GatedSumArgs& args, int64_t begin, int64_t end) {
   A total[kGateTile];
   A mean[kGateTile];
   A grad[kGateTile];
+  const bool all_wanted = count == 2 && args.gates == 1 && args.grad_values[0] &&
+                          args.grad_values[1] && args.grad_gates[0];
   Row<T> row(args.rows, begin);
   for (int64_t r = begin; r < end; ++r, row.cursor.next()) {
+    if (all_wanted && is_pair(args, row)) {
+      gated_pair_backward(row.source(args.grad_source), row.source(0), row.source(1), row.source(2),
+                          static_cast<T*>(args.grad_values[0]) + r * cols,
+                          static_cast<T*>(args.grad_values[1]) + r * cols,
+                          static_cast<T*>(args.grad_gates[0]) + r * cols, cols);
+      continue;
+    }
     for (int64_t j0 = 0; j0 < cols; j0 += kGateTile) {
       const int64_t n = cols - j0 < kGateTile ? cols - j0 : kGateTile;
       load_tile(grad, row.source(args.grad_source) + j0, n);

@@ -2,6 +2,10 @@
 // this build of torch uses.
 #pragma once
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/ops.h>
@@ -41,6 +45,24 @@ inline torch::stable::Tensor empty_cpu(const Dims& sizes, int32_t dtype) {
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.data(), strides.data(), dtype,
                                                   aoti_torch_device_type_cpu(), 0, &handle));
   return torch::stable::Tensor(handle);
+}
+
+// A new tensor whose every element is about to be written. What is large comes fresh from the
+// operating system, which clears it page by page at the first write: in small pages that can
+// take longer than the arithmetic, so large ones are asked for.
+inline torch::stable::Tensor empty_result(const Dims& sizes, int32_t dtype) {
+  const torch::stable::Tensor result = empty_cpu(sizes, dtype);
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kHugePage = 2 << 20;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(result.const_data_ptr());
+  const uintptr_t end = begin + static_cast<uintptr_t>(result.numel() * result.element_size());
+  const uintptr_t first = (begin + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t last = end / kHugePage * kHugePage;
+  if (first < last) {
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint: it may fail
+  }
+#endif
+  return result;
 }
 
 // Scratch while it is small, else memory that is given back.

@@ -68,7 +68,7 @@ struct RankProduct {
 Tensor rank_product(const std::vector<Tensor>& factors, const std::optional<Tensor>& weights,
                     const std::optional<Tensor>& present) {
   RankProduct call(factors, weights, present, nullptr);
-  const Tensor result = empty_cpu(call.out_sizes, dtype_of(factors[0]));
+  const Tensor result = empty_result(call.out_sizes, dtype_of(factors[0]));
   call.args.out = result.mutable_data_ptr();
   const RowArgs& rows = call.args.rows;
   parallel_for(0, rows.total, grain(rows.count * call.args.ranks * rows.cols),

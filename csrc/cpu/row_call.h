@@ -33,7 +33,7 @@ inline std::vector<void*> gradients_like(const Tensor& like, const std::vector<b
   std::vector<void*> pointers(count, nullptr);
   for (int64_t i = 0; i < count; ++i) {
     if (wanted[first + i]) {
-      results[first + i] = empty_cpu(sizes_of(like), dtype_of(like));
+      results[first + i] = empty_result(sizes_of(like), dtype_of(like));
       pointers[i] = results[first + i]->mutable_data_ptr();
     }
   }

@@ -11,9 +11,13 @@
 
 namespace mmfast {
 
-MMFAST_INLINE float vexp(float x) {
-  x = x > 88.8f ? 88.8f : x;        // above: infinity
-  x = x < -103.9f ? -103.9f : x;    // below: zero
+// exp(x) = value * 2^power
+struct ExpParts {
+  float value;
+  int32_t power;
+};
+
+MMFAST_INLINE ExpParts exp_parts(float x) {
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const float shifted = x * 1.44269504f + magic;
   const int32_t n =
@@ -27,15 +31,27 @@ MMFAST_INLINE float vexp(float x) {
   p = p * r + 0.166665733f;
   p = p * r + 0.5f;
   p = p * (r * r) + r + 1.0f;
-  // 2^n in two factors, so that results near the ends of the range come out right.
-  const int32_t half = n >> 1;
-  const float scale1 = float_from_bits(static_cast<uint32_t>(half + 127) << 23);
-  const float scale2 = float_from_bits(static_cast<uint32_t>(n - half + 127) << 23);
-  return p * scale1 * scale2;
+  return {p, n};
 }
 
-MMFAST_INLINE float vtanh(float x) {
-  const float a = float_from_bits(bits_from_float(x) & 0x7fffffffu);
+MMFAST_INLINE float vexp(float x) {
+  x = x > 88.8f ? 88.8f : x;      // above: infinity
+  x = x < -103.9f ? -103.9f : x;  // below: zero
+  const ExpParts e = exp_parts(x);
+  // 2^n in two factors, so that results near the ends of the range come out right.
+  const int32_t half = e.power >> 1;
+  const float scale1 = float_from_bits(static_cast<uint32_t>(half + 127) << 23);
+  const float scale2 = float_from_bits(static_cast<uint32_t>(e.power - half + 127) << 23);
+  return e.value * scale1 * scale2;
+}
+
+// The same for |x| <= 87, in fewer steps.
+MMFAST_INLINE float vexp_bounded(float x) {
+  const ExpParts e = exp_parts(x);
+  return e.value * float_from_bits(static_cast<uint32_t>(e.power + 127) << 23);
+}
+
+MMFAST_INLINE float small_tanh(float x) {
   const float u = x * x;
   float p = -0.000591145945f;
   p = p * u + 0.00290672015f;
@@ -44,11 +60,36 @@ MMFAST_INLINE float vtanh(float x) {
   p = p * u - 0.0539604165f;
   p = p * u + 0.133332998f;
   p = p * u - 0.333333343f;
-  const float small = x + x * u * p;
-  const float large = 1.0f - 2.0f / (vexp(2.0f * a) + 1.0f);
+  return x + x * u * p;
+}
+
+// (1 + exp(2 |x|)) / 2, for tanh(|x|) = 1 - 1 / it. Bounded where tanh is 1 already.
+MMFAST_INLINE float tanh_denominator(float x) {
+  const float a = float_from_bits(bits_from_float(x) & 0x7fffffffu);
+  return 0.5f * vexp_bounded(a > 9.2f ? 18.4f : 2.0f * a) + 0.5f;
+}
+
+MMFAST_INLINE float tanh_of(float x, float reciprocal) {
+  const float a = float_from_bits(bits_from_float(x) & 0x7fffffffu);
   const float signed_large =
-      float_from_bits(bits_from_float(large) | (bits_from_float(x) & 0x80000000u));
-  return a < 0.8f ? small : signed_large;
+      float_from_bits(bits_from_float(1.0f - reciprocal) | (bits_from_float(x) & 0x80000000u));
+  return a < 0.8f ? small_tanh(x) : signed_large;
+}
+
+MMFAST_INLINE float vtanh(float x) { return tanh_of(x, 1.0f / tanh_denominator(x)); }
+
+template <typename A>
+struct Pair {
+  A first;
+  A second;
+};
+
+// Two at the price of one division, which costs as much as half a tanh.
+MMFAST_INLINE Pair<float> vtanh(float x, float y) {
+  const float under_x = tanh_denominator(x);
+  const float under_y = tanh_denominator(y);
+  const float both = 1.0f / (under_x * under_y);
+  return {tanh_of(x, both * under_y), tanh_of(y, both * under_x)};
 }
 
 MMFAST_INLINE float vsigmoid(float x) { return 1.0f / (1.0f + vexp(-x)); }
@@ -83,7 +124,9 @@ MMFAST_INLINE float vnormal_cdf(float x) {
 }
 
 MMFAST_INLINE double vexp(double x) { return std::exp(x); }
+MMFAST_INLINE double vexp_bounded(double x) { return std::exp(x); }
 MMFAST_INLINE double vtanh(double x) { return std::tanh(x); }
+MMFAST_INLINE Pair<double> vtanh(double x, double y) { return {std::tanh(x), std::tanh(y)}; }
 MMFAST_INLINE double vsigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 MMFAST_INLINE double vnormal_cdf(double x) { return 0.5 * std::erfc(-x * 0.70710678118654752440); }
 

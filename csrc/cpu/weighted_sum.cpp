@@ -87,7 +87,7 @@ struct WeightedSum {
 Tensor weighted_sum(const std::vector<Tensor>& inputs, const Tensor& weights,
                     const std::optional<Tensor>& present, const std::string& per, bool normalize) {
   WeightedSum call(inputs, weights, present, per, normalize, nullptr);
-  const Tensor result = empty_cpu(sizes_of(inputs[0]), dtype_of(inputs[0]));
+  const Tensor result = empty_result(sizes_of(inputs[0]), dtype_of(inputs[0]));
   call.args.out = result.mutable_data_ptr();
   const RowArgs& rows = call.args.rows;
   if (result.numel() > 0) {

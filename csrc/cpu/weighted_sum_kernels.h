@@ -49,6 +49,24 @@ MMFAST_INLINE bool sum_weighted(const WeightedSumArgs& args, const Row<T>& row, 
   return any;
 }
 
+// A whole row where few modalities are all there and each has one weight; false where that is not
+// so.
+template <typename T>
+MMFAST_INLINE bool weighted_sum_few(const WeightedSumArgs& args, const Row<T>& row, T* to) {
+  const int64_t count = args.rows.count;
+  if (count > kFew || args.per == WeightsPer::feature || args.normalize || !row.all_present()) {
+    return false;
+  }
+  const T* from[kFew];
+  accumulator_t<T> weights[kFew];
+  for (int64_t m = 0; m < count; ++m) {
+    from[m] = row.source(m);
+    weights[m] = weight_of(args, row, m);
+  }
+  weigh_few(to, from, weights, count, args.rows.cols);
+  return true;
+}
+
 // Rows begin..end of the result.
 template <typename T>
 void weighted_sum(const WeightedSumArgs& args, int64_t begin, int64_t end) {
@@ -57,12 +75,34 @@ void weighted_sum(const WeightedSumArgs& args, int64_t begin, int64_t end) {
   A total[kTile];
   Row<T> row(args.rows, begin);
   for (int64_t r = begin; r < end; ++r, row.cursor.next()) {
+    if (weighted_sum_few(args, row, static_cast<T*>(args.out) + r * args.rows.cols)) {
+      continue;
+    }
     for (int64_t j0 = 0; j0 < args.rows.cols; j0 += kTile) {
       const int64_t n = args.rows.cols - j0 < kTile ? args.rows.cols - j0 : kTile;
       sum_weighted(args, row, j0, n, tile, total);
       store_tile(static_cast<T*>(args.out) + r * args.rows.cols + j0, tile, n);
     }
   }
+}
+
+// to = weight * grad and the result grad . x, in one pass; the sum is that of dot_of.
+template <typename T, typename A>
+MMFAST_INLINE A weigh_and_dot(T* __restrict to, A weight, const T* __restrict grad,
+                              const T* __restrict x, int64_t n) {
+  double total = 0;
+  for (int64_t j0 = 0; j0 < n; j0 += kDotBlock) {
+    const int64_t end = j0 + kDotBlock < n ? j0 + kDotBlock : n;
+    A sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = j0; j < end; ++j) {
+      const A g = widen(grad[j]);
+      sum += g * A(widen(x[j]));
+      to[j] = narrow<T>(weight * g);
+    }
+    total += sum;
+  }
+  return A(total);
 }
 
 // Gradients of one row where each modality's weight is one number; `weight_sums` takes what is
@@ -72,13 +112,19 @@ MMFAST_INLINE void weighted_sum_row_backward(const WeightedSumArgs& args, const 
                                              int64_t r, A* dots, A* weight_sums) {
   const int64_t cols = args.rows.cols;
   const T* grad = row.source(args.grad_source);
+  const bool at_once = args.weights_wanted && !args.normalize;  // no gradient needs all weights
   A total = 0;
   A mean = 0;
   for (int64_t m = 0; m < args.rows.count; ++m) {
     dots[m] = 0;
     if (row.present(m)) {
       const A w = weight_of(args, row, m);
-      dots[m] = args.weights_wanted ? dot_of(grad, row.source(m), cols, A(0)) : A(0);
+      if (at_once && args.grads[m]) {
+        T* to = static_cast<T*>(args.grads[m]) + r * cols;
+        dots[m] = weigh_and_dot(to, w, grad, row.source(m), cols);
+      } else if (args.weights_wanted) {
+        dots[m] = dot_of(grad, row.source(m), cols, A(0));
+      }
       total += w;
       mean += w * dots[m];
     }
@@ -87,7 +133,7 @@ MMFAST_INLINE void weighted_sum_row_backward(const WeightedSumArgs& args, const 
   mean = args.normalize ? mean * scale : A(0);  // not times 0: an infinite one would spread
   for (int64_t m = 0; m < args.rows.count; ++m) {
     const bool present = row.present(m);
-    if (args.grads[m]) {
+    if (args.grads[m] && !(at_once && present)) {
       T* to = static_cast<T*>(args.grads[m]) + r * cols;
       if (present) {
         const A w = weight_of(args, row, m) * scale;

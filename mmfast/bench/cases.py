@@ -31,7 +31,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Case:
-    """One fusion to measure.
+    """One fusion by concat_linear to measure; other operators' are ``OperatorCase``.
 
     Attributes:
         name: unique within a suite.
@@ -57,10 +57,18 @@ class Case:
     axis: str = ""
     threads: int | None = None
 
+    operator = "concat_linear"
+    ceilings = ("linear",)  # besides the copy
+
     @property
     def widths(self) -> tuple[int, ...]:
         """K of each input."""
         return tuple(x.shape[-1] for x in self.inputs)
+
+    @property
+    def width(self) -> int:
+        """Columns of the concatenation."""
+        return sum(self.widths)
 
     @property
     def batch(self) -> tuple[int, ...]:
@@ -81,12 +89,11 @@ class Case:
 
     def numbers(self) -> dict[str, int]:
         """Elements of the distinct inputs, the parameters, the result and the concatenation."""
-        width = sum(self.widths)
         return {
             "inputs": sum(prod(x.shape) for x in self.inputs if x.same_as is None),
-            "parameters": (width + 1) * self.out_features,
+            "parameters": (self.width + 1) * self.out_features,
             "result": self.rows * self.out_features,
-            "joined": self.rows * width,
+            "joined": self.rows * self.width,
         }
 
     def moved_bytes(self, itemsize: int, mode: str) -> int:
@@ -108,7 +115,14 @@ class Case:
     def flops(self, mode: str) -> int:
         """Floating-point operations of the linear layer on the concatenation."""
         passes = {"forward": 1, "backward": 2, "both": 3}[mode]
-        return 2 * passes * self.rows * sum(self.widths) * self.out_features
+        return 2 * passes * self.rows * self.width * self.out_features
+
+    def written(self, mode: str) -> list[int]:
+        """Elements of each tensor that ``mode`` returns."""
+        gradients = [prod(x.shape) for x in self.inputs if x.same_as is None]
+        gradients += [self.width * self.out_features, self.out_features]
+        results = [self.rows * self.out_features]
+        return {"forward": results, "backward": gradients, "both": results + gradients}[mode]
 
     def describe(self) -> str:
         """Shapes in one line, such as ``(32, 128, 768) + (32, 1, 2048) -> 768 relu``."""

@@ -14,15 +14,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mmfast.bench import html, shapes, terminal
-from mmfast.bench.cases import Case
 from mmfast.bench.compare import compare
 from mmfast.bench.records import Run, load_json, save_csv, save_json
-from mmfast.bench.run import DTYPES, MODES, Settings, affordable_bytes, cores, run
+from mmfast.bench.run import DTYPES, MODES, AnyCase, Settings, affordable_bytes, cores, run
 
 EPILOG = (
-    "Without an option it measures the shapes of real models, tiny ones and sweeps, in some "
-    "10 minutes on 2 cores (--limit shortens it). Exit status: 0, or 1 where mmfast disagrees "
-    "with eager PyTorch or --compare finds something slower, or 2 for wrong arguments."
+    "Without an option it measures every operator on the shapes of real models, tiny ones and "
+    "sweeps, in some 20 minutes on 2 cores (--operator and --limit shorten it). Exit status: 0, or "
+    "1 where mmfast disagrees with eager PyTorch or --compare finds something slower, or 2 for "
+    "wrong arguments."
 )
 # Seconds that one measurement may take, and groups in which torch.compile takes part.
 LIMIT_S = {"default": 1.5, "quick": 0.3, "grid": 0.8}
@@ -35,7 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     console = Console()
     name = "quick" if options.quick else "grid" if options.grid else "default"
-    cases = shapes.suite(name, threads=options.threads, only=options.only)
+    cases = shapes.suite(
+        name, threads=options.threads, only=options.only, operators=options.operator
+    )
+    if not cases and options.grid and "concat_linear" not in options.operator:
+        parser.error("argument --grid: the grid is concat_linear's, which --operator leaves out")
     if not cases:
         parser.error(f"argument --only: no case of this suite matches {options.only!r}; see --list")
     if options.list:
@@ -77,8 +81,15 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     suites = parser.add_mutually_exclusive_group()
     suites.add_argument("--quick", action="store_true", help="a part of it, in under a minute")
-    suites.add_argument("--grid", action="store_true", help="with the full grid, no sweeps")
+    suites.add_argument("--grid", action="store_true", help="concat_linear alone, with its grid")
     add("--only", type=_pattern, default="", metavar="REGEX", help="cases whose name it matches")
+    add(
+        "--operator",
+        type=_choices(shapes.OPERATORS),
+        default=shapes.OPERATORS,
+        metavar="A,B",
+        help=f"of {', '.join(shapes.OPERATORS)} (default: all)",
+    )
     add("--dtype", type=_choices(DTYPES), default=("float32", "bfloat16"), metavar="A,B")
     add("--mode", type=_choices(MODES), default=("forward", "both"), metavar="A,B")
     add("--threads", type=_at_least_one, default=cores(), help="of torch (default: %(default)s)")
@@ -119,7 +130,7 @@ def _settings(options: argparse.Namespace, name: str) -> Settings:
 
 
 def _run_with_progress(
-    cases: Sequence[Case], settings: Settings, command: str, console: Console
+    cases: Sequence[AnyCase], settings: Settings, command: str, console: Console
 ) -> Run:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:

@@ -1,7 +1,7 @@
 """Two runs side by side: what became slower by more than the noise.
 
-What is compared is mmfast's time over that of linear alone, which was measured in the same rounds:
-two runs seldom find a machine equally busy.
+What is compared is mmfast's time over that of linear alone, or of another operator's eager form,
+which was measured in the same rounds: two runs seldom find a machine equally busy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Change:
 
     Attributes:
         measurement: of the new run.
-        old: mmfast over linear alone in the old run.
+        old: mmfast over linear alone, or eager, in the old run.
         new: the same in the new run.
     """
 
@@ -90,7 +90,7 @@ def compare(old: Run, new: Run) -> Comparison:
         raise ValueError("the two runs have no measurement in common")
     changes, lost = [], []
     for key in common:
-        was, is_ = before[key].ratio("mmfast", "linear"), now[key].ratio("mmfast", "linear")
+        was, is_ = _relative(before[key]), _relative(now[key])
         if is_ is None:
             lost.append(now[key].label)
         elif was is not None:
@@ -104,7 +104,11 @@ def compare(old: Run, new: Run) -> Comparison:
 
 
 def _measured(measurements: Sequence[Measurement]) -> dict[tuple[object, ...], Measurement]:
-    return {m.key: m for m in measurements if m.ratio("mmfast", "linear") is not None}
+    return {m.key: m for m in measurements if _relative(m) is not None}
+
+
+def _relative(m: Measurement) -> Spread | None:
+    return m.ratio("mmfast", m.base)
 
 
 def _differs(old: Run, new: Run) -> list[str]:

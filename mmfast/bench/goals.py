@@ -1,47 +1,18 @@
-"""The goals that concat_linear's speed is held against, and what a run says about each."""
+"""The goals that concat_linear's speed is held against, and what a run says about each.
+
+Those of the other operators are in :mod:`mmfast.bench.operator_goals`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from math import exp, log
-from statistics import fmean
+from collections.abc import Iterable, Iterator, Sequence
 
+from mmfast.bench.goal import Goal, geometric_mean, mean, points, worst
+from mmfast.bench.operator_goals import operator_goals
 from mmfast.bench.peers import FLOORS
 from mmfast.bench.records import Measurement
 
 LARGE, LARGEST, SMALL = 1024, 8192, 32  # rows from which, or up to which, a goal counts
-
-
-@dataclass(frozen=True)
-class Goal:
-    """One figure of a run beside its bound.
-
-    Attributes:
-        name: what the figure is.
-        value: the figure.
-        bound: what it is to be at most, or at least.
-        at_most: which of the two.
-        unit: behind the figure.
-        where: the measurement it comes from, or how many it is the mean of.
-    """
-
-    name: str
-    value: float
-    bound: float
-    at_most: bool
-    unit: str
-    where: str
-
-    @property
-    def met(self) -> bool:
-        """Whether the figure keeps to its bound."""
-        return self.value <= self.bound if self.at_most else self.value >= self.bound
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """Of positive figures, at least one."""
-    return exp(fmean(log(value) for value in values))
 
 
 def goals(measurements: Sequence[Measurement]) -> list[Goal]:
@@ -50,7 +21,7 @@ def goals(measurements: Sequence[Measurement]) -> list[Goal]:
     They are about the real shapes and the grid; of the tiny shapes only the overhead is told, and
     sweeps are for looking at.
     """
-    measured = [m for m in measurements if "mmfast" in m.peers]
+    measured = [m for m in measurements if "mmfast" in m.peers and m.operator == "concat_linear"]
     counted = [m for m in measured if m.group in ("real", "grid")]
     tiny = [m for m in measured if m.group == "tiny"]
     return [
@@ -61,109 +32,84 @@ def goals(measurements: Sequence[Measurement]) -> list[Goal]:
         *_against_eager([m for m in counted if m.rows >= LARGEST]),
         *_repeating([m for m in counted if m.kind != "equal"]),
         *_kept([m for m in counted if m.peers["mmfast"].kept_bytes is not None]),
+        *operator_goals([m for m in measurements if m.operator != "concat_linear"]),
     ]
 
 
-Points = list[tuple[float, Measurement]]
-
-
-def _points(measurements: Iterable[Measurement], peer: str, base: str) -> Points:
-    found = []
-    for m in measurements:
-        quotient = m.ratio(peer, (m.best or "") if base == "best" else base)
-        if quotient is not None:
-            found.append((quotient.median, m))
-    return found
-
-
-def _mean(name: str, points: Points, bound: float, at_most: bool) -> Iterator[Goal]:
-    if points:
-        mean = geometric_mean(value for value, _ in points)
-        where = f"geometric mean of {len(points)}"
-        yield Goal(name, mean, bound, at_most, "x", where)
-
-
-def _worst(
-    name: str, points: Points, bound: float, at_most: bool, unit: str = "x"
-) -> Iterator[Goal]:
-    if points:
-        pick: Callable[..., tuple[float, Measurement]] = max if at_most else min
-        value, m = pick(points, key=lambda point: point[0])
-        yield Goal(name, value, bound, at_most, unit, f"worst of {len(points)}: {m.label}")
-
-
 def _against_linear(measurements: list[Measurement]) -> Iterator[Goal]:
-    points = _points(measurements, "mmfast", "linear")
-    yield from _mean("forward / linear alone", points, 1.05, True)
+    found = points(measurements, "mmfast", "linear")
+    yield from mean("forward / linear alone", found, 1.05, True)
     # Where rows repeat, less is computed than by linear alone: these flatter the mean.
-    plain = [(value, m) for value, m in points if m.kind == "equal"]
-    yield from _mean("forward / linear alone, without broadcast and index", plain, 1.05, True)
-    large = [(value, m) for value, m in points if m.rows >= LARGE]
-    yield from _worst("forward / linear alone, M >= 1k", large, 1.15, True)
+    plain = [(value, m) for value, m in found if m.kind == "equal"]
+    yield from mean("forward / linear alone, without broadcast and index", plain, 1.05, True)
+    large = [(value, m) for value, m in found if m.rows >= LARGE]
+    yield from worst("forward / linear alone, M >= 1k", large, 1.15, True)
 
 
 def _against_best(measurements: list[Measurement]) -> Iterator[Goal]:
-    points = _points(measurements, "mmfast", "best")
-    yield from _mean("both / best peer", points, 0.95, True)
-    large = [(value, m) for value, m in points if m.rows >= LARGE]
-    yield from _worst("both / best peer, M >= 1k", large, 1.05, True)
+    found = points(measurements, "mmfast", "best")
+    yield from mean("both / best peer", found, 0.95, True)
+    large = [(value, m) for value, m in found if m.rows >= LARGE]
+    yield from worst("both / best peer, M >= 1k", large, 1.05, True)
 
 
 def _overhead(name: str, measurements: list[Measurement]) -> Iterator[Goal]:
-    points = _points(measurements, "mmfast", "best")
-    yield from _worst(f"both / best peer, {name}", points, 1.3, True)
+    found = points(measurements, "mmfast", "best")
+    yield from worst(f"both / best peer, {name}", found, 1.3, True)
     extra = []
-    for _, m in points:
+    for _, m in found:
         best = m.peers[m.best or ""].time.median
         extra.append((1e6 * (m.peers["mmfast"].time.median - best), m))
-    yield from _worst(f"both - best peer, {name}", extra, 15, True, "us")
+    yield from worst(f"both - best peer, {name}", extra, 15, True, "us")
 
 
 def _against_eager(measurements: list[Measurement]) -> Iterator[Goal]:
     for dtype, bound in (("float32", 1.4), ("bfloat16", 1.8)):
         for mode in ("forward", "both"):
             chosen = [m for m in measurements if (m.dtype, m.mode) == (dtype, mode)]
-            points = _points(chosen, "eager", "mmfast")
-            yield from _mean(f"{mode}: eager / mmfast, {dtype}, M >= 8k", points, bound, False)
+            found = points(chosen, "eager", "mmfast")
+            yield from mean(f"{mode}: eager / mmfast, {dtype}, M >= 8k", found, bound, False)
 
 
 def _repeating(measurements: list[Measurement]) -> Iterator[Goal]:
     for mode in ("forward", "both"):
         chosen = [m for m in measurements if m.mode == mode]
         for peer, bound in (("eager", 3.0), ("compile", 2.0)):
-            points = _points(chosen, peer, "mmfast")
+            found = points(chosen, peer, "mmfast")
             name = f"{mode}: {peer} / mmfast, broadcast and index"
-            yield from _mean(name, points, bound, False)
-            yield from _worst(f"{name}, each", points, bound, False)
+            yield from mean(name, found, bound, False)
+            yield from worst(f"{name}, each", found, bound, False)
 
 
 def _kept(measurements: list[Measurement]) -> Iterator[Goal]:
     """Bytes kept beyond inputs and weight: none, or the result's size behind an activation."""
-    points = []
+    found = []
     for m in measurements:
         allowed = 0 if m.activation == "none" else m.result_bytes
-        points.append(((m.peers["mmfast"].kept_extra_bytes or 0) - allowed, m))
-    yield from _worst("kept for backward beyond what is needed", list(points), 0, True, "bytes")
+        found.append(((m.peers["mmfast"].kept_extra_bytes or 0) - allowed, m))
+    yield from worst("kept for backward beyond what is needed", list(found), 0, True, "bytes")
 
 
 def geometric_means(measurements: Sequence[Measurement]) -> list[dict[str, object]]:
-    """Geometric means of peer over mmfast, by group, kind, dtype and mode.
+    """Geometric means of peer over mmfast, by operator, group, kind, dtype and mode.
 
     Returns:
-        One dict per combination that occurs: ``group``, ``kind``, ``dtype``, ``mode``, ``count``,
-        and for each peer but ``copy`` its mean time over mmfast's, above 1 where mmfast is faster.
+        One dict per combination that occurs: these five, ``count``, and for each peer but ``copy``
+        its mean time over mmfast's, above 1 where mmfast is faster.
     """
-    rows: dict[tuple[str, str, str, str], list[Measurement]] = {}
+    rows: dict[tuple[str, ...], list[Measurement]] = {}
     for m in measurements:
         if "mmfast" in m.peers:
-            rows.setdefault((m.group, m.kind, m.dtype, m.mode), []).append(m)
+            key = (m.operator, m.group, m.kind, m.dtype, m.mode)
+            rows.setdefault(key, []).append(m)
     table = []
-    for key, chosen in rows.items():
-        row: dict[str, object] = dict(zip(("group", "kind", "dtype", "mode"), key, strict=True))
+    for about, chosen in rows.items():
+        names = ("operator", "group", "kind", "dtype", "mode")
+        row: dict[str, object] = dict(zip(names, about, strict=True))
         row["count"] = len(chosen)
         for peer in _in_all(chosen):
-            if points := _points(chosen, peer, "mmfast"):
-                row[peer] = geometric_mean(value for value, _ in points)
+            if found := points(chosen, peer, "mmfast"):
+                row[peer] = geometric_mean(value for value, _ in found)
         table.append(row)
     return table
 

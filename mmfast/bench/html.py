@@ -64,7 +64,7 @@ def _goals(measurements: Sequence[Measurement]) -> str:
 
 
 def _means(measurements: Sequence[Measurement]) -> str:
-    columns = ("group", "kind", "dtype", "mode", "count", *others(measurements))
+    columns = ("operator", "group", "kind", "dtype", "mode", "count", *others(measurements))
     rows = []
     for row in geometric_means(measurements):
         cells = (row.get(column, "") for column in columns)
@@ -75,27 +75,38 @@ def _means(measurements: Sequence[Measurement]) -> str:
 def _bars(measurements: Sequence[Measurement]) -> list[str]:
     figures = []
     shown = [m for m in measurements if m.group in ("real", "tiny") and "mmfast" in m.peers]
-    for (dtype, mode), chosen in _by(shown, "dtype", "mode"):
-        figures.append(_image(ratio_figure(chosen), f"{dtype}, {mode}"))
+    for about, chosen in _by(shown, "operator", "dtype", "mode"):
+        figures.append(_image(ratio_figure(chosen), ", ".join(about)))
     return figures
 
 
 def _series(measurements: Sequence[Measurement]) -> list[str]:
     figures = []
     shown = [m for m in measurements if m.series]
-    for (group, dtype, mode), chosen in _by(shown, "group", "dtype", "mode"):
+    for (operator, group, dtype, mode), chosen in _by(shown, "operator", "group", "dtype", "mode"):
         series = [points for _, points in _by(chosen, "series")]
-        figures.append(_image(series_figure(series), f"{group}: {dtype}, {mode}"))
+        figures.append(_image(series_figure(series), f"{operator}, {group}: {dtype}, {mode}"))
     return figures
 
 
 def _details(measurements: Sequence[Measurement]) -> str:
-    heads = ("case", "shape", "dtype", "mode", "threads", "peer", "time", "±", "over mmfast")
+    heads = (
+        "operator",
+        "case",
+        "shape",
+        "dtype",
+        "mode",
+        "threads",
+        "peer",
+        "time",
+        "±",
+        "over mmfast",
+    )
     rows = []
     for m in measurements:
         for name, result in m.peers.items():
             over = m.ratio(name, "mmfast")
-            about = (m.case, m.shape, m.dtype, m.mode, str(m.threads), name)
+            about = (m.operator, m.case, m.shape, m.dtype, m.mode, str(m.threads), name)
             kept = "" if result.kept_bytes is None else size(result.kept_bytes)
             if result.kept_extra_bytes is not None:
                 kept += f" ({size(result.kept_extra_bytes)})"

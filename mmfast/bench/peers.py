@@ -1,5 +1,7 @@
 """Whom an operator is measured against: ways to compute one fusion, checked before they are timed.
 
+The ways of concat_linear are here, those of the others in :mod:`mmfast.bench.operator_peers`.
+
 ``linear`` is no such way but what bounds them all: the library's matrix product on an input
 that somebody else has concatenated.
 """
@@ -16,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmfast.bench import operator_peers
 from mmfast.bench.cases import Case
 from mmfast.bench.data import Data, Index, join
+from mmfast.bench.operator_cases import OperatorCase, OperatorData
 from mmfast.functional import concat_linear
 
 # inputs, weight, bias, index -> result. What depends on the case alone is decided when a fusion is
@@ -146,13 +150,16 @@ PEERS: Mapping[str, Callable[[Case], Fusion]] = {
 }
 
 
-def available(case: Case, device: str, *, compile: bool) -> list[str]:
+def available(case: Case | OperatorCase, device: str, *, compile: bool) -> list[str]:
     """Names of the peers that can run a case; ``mmfast`` is the first."""
-    names = ["mmfast", "eager", "split"]
+    if isinstance(case, Case):
+        names = ["mmfast", "eager", "split"]
+    else:
+        names = list(operator_peers.PEERS[case.operator])
     cuda = device.startswith("cuda")
     if compile:
         names += ["compile", "max-autotune"] if cuda else ["compile"]
-    few = case.kind == "equal" and len(case.inputs) <= 3
+    few = isinstance(case, Case) and case.kind == "equal" and len(case.inputs) <= 3
     if cuda and few and importlib.util.find_spec("xformers") is not None:
         names.append("tiled_matmul")
     return names
@@ -166,8 +173,11 @@ class Contender:
     leaves: list[Tensor]
 
 
-def bind(name: str, data: Data) -> Contender:
+def bind(name: str, data: Data | OperatorData) -> Contender:
     """A peer, or ``linear``, ready to run on the data."""
+    if isinstance(data, OperatorData):
+        call, tensors = operator_peers.make(name, data.case), data.tensors
+        return Contender(lambda: call(*tensors), data.leaves)
     inputs, index, weight, bias = data.inputs, data.index, data.weight, data.bias
     leaves = data.leaves
     if name == "linear":
@@ -184,7 +194,7 @@ class PeerDisagreesError(RuntimeError):
     """A peer computes something else than eager PyTorch, so that its time says nothing."""
 
 
-def results(contender: Contender, data: Data, *, gradients: bool) -> Results:
+def results(contender: Contender, data: Data | OperatorData, *, gradients: bool) -> Results:
     """The result and, if asked for, the gradients of the contender's leaves."""
     if not gradients:
         with torch.no_grad():

@@ -21,6 +21,7 @@ COLOURS = {
     "mmfast": "#0072B2",
     "eager": "#E69F00",
     "split": "#009E73",
+    "by hand": "#009E73",
     "compile": "#CC79A7",
     "max-autotune": "#D55E00",
     "tiled_matmul": "#56B4E9",

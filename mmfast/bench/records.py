@@ -13,7 +13,7 @@ from typing import Any
 from mmfast.bench.peers import FLOORS
 from mmfast.bench.timing import Spread, ratio, spread
 
-FORMAT = 1
+FORMAT = 2  # 1 knew of concat_linear alone, and did not name it
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,17 @@ class Measurement:
         case, group, kind, series, size, axis, activation: see :class:`mmfast.bench.cases.Case`.
         shape: the case's shapes in words.
         rows: M of the result.
-        width: sum of the inputs' K.
-        out_features: N.
+        width: sum of the inputs' K, or elements per row of all that has rows.
+        out_features: N, or elements per row of the result.
         dtype: without the ``torch.`` prefix.
         mode: ``forward`` (without autograd), ``backward`` or ``both``.
         threads: of torch.
         moved_bytes: what must be read and written at least; ``copy`` moves as many.
-        flops: of the linear layer on the concatenation.
+        flops: of concat_linear those of the linear layer on the concatenation.
         result_bytes: size of the result.
         peers: results by peer, ``copy`` and ``linear`` among them.
         refused: by peer, why it was not timed.
+        operator: what is measured.
     """
 
     case: str
@@ -78,11 +79,12 @@ class Measurement:
     result_bytes: int
     peers: dict[str, Result]
     refused: dict[str, str] = field(default_factory=dict)
+    operator: str = "concat_linear"
 
     @property
-    def key(self) -> tuple[str, str, str, str, int]:
+    def key(self) -> tuple[str, str, str, str, str, int]:
         """What identifies the measurement in another run."""
-        return (self.case, self.shape, self.dtype, self.mode, self.threads)
+        return (self.operator, self.case, self.shape, self.dtype, self.mode, self.threads)
 
     @property
     def label(self) -> str:
@@ -93,6 +95,11 @@ class Measurement:
     def rivals(self) -> list[str]:
         """Peers that compute the same as mmfast."""
         return [name for name in self.peers if name not in (*FLOORS, "mmfast")]
+
+    @property
+    def base(self) -> str:
+        """The peer that a run is compared with another by: no change of mmfast changes it."""
+        return "linear" if self.operator == "concat_linear" else "eager"
 
     @property
     def best(self) -> str | None:
@@ -158,8 +165,8 @@ def load_json(path: Path) -> Run:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found.pop("format") != FORMAT:
-            raise ValueError(f"it is not of format {FORMAT}")
+        if found.pop("format") not in (1, FORMAT):
+            raise ValueError(f"it is not of format 1 or {FORMAT}")
         measurements = [
             Measurement(**{**m, "peers": {name: Result(**r) for name, r in m["peers"].items()}})
             for m in found.pop("measurements")
@@ -181,7 +188,18 @@ def save_csv(run: Run, path: Path) -> None:
 
 def _flat(run: Run, m: Measurement, peer: str) -> dict[str, Any]:
     result, floor = m.peers[peer], m.ratio(peer, "linear")
-    columns = ("case", "group", "kind", "shape", "rows", "width", "out_features", "dtype", "mode")
+    columns = (
+        "operator",
+        "case",
+        "group",
+        "kind",
+        "shape",
+        "rows",
+        "width",
+        "out_features",
+        "dtype",
+        "mode",
+    )
     return {
         "date": run.date,
         **{name: run.machine[name] for name in ("processor", "cores", "isa", "device")},

@@ -18,12 +18,15 @@ import mmfast
 from mmfast.bench import memory, peers
 from mmfast.bench.cases import Case
 from mmfast.bench.data import Data, make_data
+from mmfast.bench.operator_cases import OperatorCase, OperatorData, make_operator_data
 from mmfast.bench.peers import Contender
 from mmfast.bench.records import Measurement, Result, Run
 from mmfast.bench.timing import Prepared, Step, interleave
 from mmfast.ops.library import host
 
 MODES = ("forward", "backward", "both")
+AnyCase = Case | OperatorCase
+AnyData = Data | OperatorData
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -59,7 +62,7 @@ class Settings:
 
 
 def run(
-    cases: Sequence[Case],
+    cases: Sequence[AnyCase],
     settings: Settings,
     *,
     command: str = "",
@@ -99,11 +102,11 @@ def run(
     )
 
 
-def measure(case: Case, dtype: str, settings: Settings) -> list[Measurement]:
+def measure(case: AnyCase, dtype: str, settings: Settings) -> list[Measurement]:
     """One case and dtype in the modes of ``settings``, with torch's threads as they are."""
     if not settings.modes:
         return []
-    data = make_data(case, DTYPES[dtype], settings.device)
+    data = any_data(case, DTYPES[dtype], settings.device)
     contenders, refused = _agreeing(data, settings)
     found = []
     for mode in settings.modes:
@@ -120,22 +123,30 @@ def measure(case: Case, dtype: str, settings: Settings) -> list[Measurement]:
                 activation=case.activation,
                 shape=case.describe(),
                 rows=case.rows,
-                width=sum(case.widths),
+                width=case.width,
                 out_features=case.out_features,
                 dtype=dtype,
                 mode=mode,
                 threads=torch.get_num_threads(),
-                moved_bytes=case.moved_bytes(data.weight.itemsize, mode),
+                moved_bytes=case.moved_bytes(data.grad.itemsize, mode),
                 flops=case.flops(mode),
                 result_bytes=data.grad.nbytes,
                 peers=results,
                 refused=refused,
+                operator=case.operator,
             )
         )
     return found
 
 
-def _agreeing(data: Data, settings: Settings) -> tuple[dict[str, Contender], dict[str, str]]:
+def any_data(case: AnyCase, dtype: torch.dtype, device: str = "cpu") -> AnyData:
+    """The tensors of a case of any operator."""
+    if isinstance(case, Case):
+        return make_data(case, dtype, device)
+    return make_operator_data(case, dtype, device)
+
+
+def _agreeing(data: AnyData, settings: Settings) -> tuple[dict[str, Contender], dict[str, str]]:
     """Contenders whose results are eager's, and of the others why they take no part."""
     case, gradients = data.case, settings.modes != ("forward",)
     expected = peers.results(peers.bind("eager", data), data, gradients=gradients)
@@ -144,15 +155,15 @@ def _agreeing(data: Data, settings: Settings) -> tuple[dict[str, Contender], dic
     compile = case.group in settings.compile
     if compile:
         torch._dynamo.reset()
-    for name in ("linear", *peers.available(case, settings.device, compile=compile)):
+    for name in (*case.ceilings, *peers.available(case, settings.device, compile=compile)):
         try:
             contender = peers.bind(name, data)
             if "forward" in settings.modes:
                 found = peers.results(contender, data, gradients=False)
-                peers.check(name, found, expected[:1], data.weight.dtype)
+                peers.check(name, found, expected[:1], data.grad.dtype)
             if gradients:
                 found = peers.results(contender, data, gradients=True)
-                peers.check(name, found, expected, data.weight.dtype)
+                peers.check(name, found, expected, data.grad.dtype)
         except Exception as error:  # whatever it is: the others can still be measured
             first_line = (str(error).splitlines() or [""])[0]
             refused[name] = f"{type(error).__name__}: {first_line}"
@@ -162,7 +173,7 @@ def _agreeing(data: Data, settings: Settings) -> tuple[dict[str, Contender], dic
 
 
 def _measure_mode(
-    data: Data, contenders: dict[str, Contender], mode: str, settings: Settings
+    data: AnyData, contenders: dict[str, Contender], mode: str, settings: Settings
 ) -> dict[str, Result]:
     steps = {"copy": copy_step(data, mode)}
     steps |= {name: step(contender, data.grad, mode) for name, contender in contenders.items()}
@@ -198,16 +209,22 @@ def step(contender: Contender, grad: Tensor, mode: str) -> Step:
     return Prepared(forward, lambda result: torch.autograd.grad(result, leaves, grad))
 
 
-def copy_step(data: Data, mode: str) -> Step:
-    """Copies half as many bytes as ``mode`` must move, so that it moves as many."""
-    size = data.weight.itemsize
-    source = data.weight.detach().new_ones(max(1, data.case.moved_bytes(size, mode) // (2 * size)))
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source)
+def copy_step(data: AnyData, mode: str) -> Step:
+    """Copies half as many bytes as ``mode`` must move, so that it moves as many.
+
+    The copies are new tensors, as many as ``mode`` returns and in proportion: memory that is new to
+    the process costs its first write several times as much, to a copy as to an operator.
+    """
+    case, size = data.case, data.grad.itemsize
+    elements = case.moved_bytes(size, mode) // (2 * size)
+    written = case.written(mode)
+    shares = [max(1, elements * count // sum(written)) for count in written]
+    sources = [data.grad.new_ones(share) for share in shares]
+    return lambda: [source.clone() for source in sources]
 
 
 def _affordable(
-    case: Case, dtype: str, settings: Settings, skipped: dict[str, str]
+    case: AnyCase, dtype: str, settings: Settings, skipped: dict[str, str]
 ) -> tuple[str, ...]:
     modes = []
     for mode in settings.modes:

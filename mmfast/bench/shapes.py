@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from mmfast.bench import operator_shapes
 from mmfast.bench.cases import Case, Input, scaled
+from mmfast.bench.operator_cases import OperatorCase, scaled_operator
+from mmfast.bench.operator_peers import PEERS
 
 SUITES = ("default", "quick", "grid")
+OPERATORS = ("concat_linear", *PEERS)
 
 
 def _equal(batch: int | tuple[int, ...], *widths: int) -> tuple[Input, ...]:
@@ -169,18 +173,38 @@ def sweeps(threads: int) -> tuple[Case, ...]:
 
 
 QUICK_ROWS = 8192
+QUICK_OPERATOR_ROWS = 1024
+QUICK_OPERATORS = "modality|GMU|LMF|attention 128|TFN 3x32|CLIP loss 1024|tiny sum .* 1$"
 QUICK = "late fusion|DLRM|token|graph|critic|narrow head .* 10$|tiny 8|sweep batch (1|64|512|4096)$"
 
 
-def suite(name: str, *, threads: int = 1, only: str = "") -> list[Case]:
+def suite(
+    name: str, *, threads: int = 1, only: str = "", operators: Sequence[str] = OPERATORS
+) -> list[Case | OperatorCase]:
     """Cases of a suite whose name contains a match of the pattern ``only``.
 
-    ``default`` is the real and tiny shapes and the sweeps, ``quick`` some of them at smaller batch,
-    ``grid`` the real and tiny shapes and the grid.
+    ``default`` is the real and tiny shapes of all operators and the sweeps of concat_linear,
+    ``quick`` some of them at smaller batch, ``grid`` the real and tiny shapes and the grid of
+    concat_linear.
     """
     if name not in SUITES:
         raise ValueError(f"name is {name!r}; it must be one of {', '.join(SUITES)}")
+    cases: list[Case | OperatorCase] = [*_concat_linear(name, threads)]
+    if name != "grid":
+        cases += _others(name)
+    return [x for x in cases if x.operator in operators and re.search(only, x.name)]
+
+
+def _concat_linear(name: str, threads: int) -> list[Case]:
     cases = [*REAL, *TINY, *(GRID if name == "grid" else sweeps(threads))]
     if name == "quick":
-        cases = [scaled(case, QUICK_ROWS) for case in cases if re.match(QUICK, case.name)]
-    return [case for case in cases if re.search(only, case.name)]
+        return [scaled(case, QUICK_ROWS) for case in cases if re.match(QUICK, case.name)]
+    return cases
+
+
+def _others(name: str) -> list[OperatorCase]:
+    cases = [*operator_shapes.REAL, *operator_shapes.TINY]
+    if name == "quick":
+        chosen = (case for case in cases if re.match(QUICK_OPERATORS, case.name))
+        return [scaled_operator(case, QUICK_OPERATOR_ROWS) for case in chosen]
+    return cases

@@ -9,16 +9,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mmfast.bench.cases import Case
 from mmfast.bench.compare import Change, Comparison
-from mmfast.bench.goals import Goal, geometric_means, goals
+from mmfast.bench.goal import Goal
+from mmfast.bench.goals import geometric_means, goals
 from mmfast.bench.records import Measurement, Result, Run
+from mmfast.bench.run import AnyCase
 
 CAPTION = (
     "mmfast: median per call ± half the distance of the quartiles. linear, eager, ...: time of the "
     "peer over mmfast's, round by round; above 1 mmfast is faster, red where it loses by more than "
     "the spread. linear is the library's linear layer alone on a concatenated input, copy a copy "
-    "of the bytes that must be moved: their columns are the fraction of that ceiling."
+    "of the bytes that must be moved, into new memory: their columns are the fraction of that "
+    "ceiling."
 )
 MEMORY_CAPTION = (
     "Real shapes. peak: the most that a call allocates at one time, its results included. kept: "
@@ -37,11 +39,13 @@ def print_run(run: Run, console: Console) -> None:
             f"[yellow]The machine had other work in the minute before (load {run.load:.1f}):[/] "
             "where threads wait for each other, a figure can be many times too large."
         )
-    if run.measurements:
-        console.print(results_table(run.measurements))
-        training = [m for m in run.measurements if (m.group, m.mode) == ("real", "both")]
+    for operator, measurements in by_operator(run.measurements).items():
+        console.print(f"[bold]{operator}[/]", highlight=False)
+        console.print(results_table(measurements))
+        training = [m for m in measurements if (m.group, m.mode) == ("real", "both")]
         if any(result.peak_bytes for m in training for result in m.peers.values()):
             console.print(memory_table(training))
+    if run.measurements:
         console.print(means_table(run.measurements))
         if found := goals(run.measurements):
             console.print(goals_table(found))
@@ -49,6 +53,14 @@ def print_run(run: Run, console: Console) -> None:
         console.print(f"not measured: {label}: {reason}", highlight=False)
     for label, reason in refusals(run).items():
         console.print(f"[red]refused:[/] {label}: {reason}", highlight=False)
+
+
+def by_operator(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
+    """The measurements of each operator."""
+    found: dict[str, list[Measurement]] = {}
+    for m in measurements:
+        found.setdefault(m.operator, []).append(m)
+    return found
 
 
 def refusals(run: Run) -> dict[str, str]:
@@ -100,9 +112,9 @@ def memory_table(measurements: Sequence[Measurement]) -> Table:
 
 
 def means_table(measurements: Sequence[Measurement]) -> Table:
-    """Geometric means by group, kind, dtype and mode."""
+    """Geometric means by operator, group, kind, dtype and mode."""
     table = _table("Geometric means of peer over mmfast; above 1 mmfast is faster.")
-    columns = ("group", "kind", "dtype", "mode", "count", *others(measurements))
+    columns = ("operator", "group", "kind", "dtype", "mode", "count", *others(measurements))
     for column in columns:
         table.add_column(column, no_wrap=True)
     for row in geometric_means(measurements):
@@ -128,7 +140,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     """Says what became slower and what faster."""
     for difference in comparison.differs:
         console.print(f"[yellow]not the same in both runs:[/] {difference}", highlight=False)
-    table = _table("mmfast over linear alone, with quartiles, in the old run and in this one")
+    table = _table("mmfast over linear alone or eager, with quartiles, in the old run and in this")
     for heading in ("", "case", "old", "new", "change"):
         table.add_column(heading, no_wrap=heading != "case")
     for change in (*comparison.slower, *comparison.faster):
@@ -147,13 +159,13 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     )
 
 
-def cases_table(cases: Sequence[Case]) -> Table:
+def cases_table(cases: Sequence[AnyCase]) -> Table:
     """What ``--list`` prints."""
     table = _table("")
-    for heading in ("group", "case", "inputs -> result", "origin"):
+    for heading in ("operator", "group", "case", "inputs -> result", "origin"):
         table.add_column(heading, no_wrap=heading == "group")
     for case in cases:
-        table.add_row(case.group, case.name, Text(case.describe()), case.origin)
+        table.add_row(case.operator, case.group, case.name, Text(case.describe()), case.origin)
     return table
 
 

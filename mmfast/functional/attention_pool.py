@@ -31,7 +31,7 @@ def attention_pool(
         inputs: M tensors that broadcast to one shape (\*batch, D).
         query: (D,), one for all rows, or (\*batch, D).
         present: bool (\*batch, M) or broadcasting to it, True where an input is there; None for
-            all. What an absent input holds, NaN included, changes nothing, and its gradient is zero.
+            all. What an absent input holds, NaN included, changes nothing; its gradient is zero.
         num_heads: must divide D.
         temperature: of the softmax; None for sqrt(D / num_heads).
         return_weights: return the weights too.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from mmfast.ops.fused import Found, Fused, FusedFunction, Options
+from mmfast.ops.fused import Found, Fused, FusedFunction, Options, check_tensors, same_shape
 
 
 def autocast(device: str, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -33,7 +33,7 @@ def any_requires_grad(tensors: Iterable[Tensor | None]) -> bool:
 
 
 def call(op: Fused, tensors: Sequence[Tensor], present: Tensor | None, options: Options) -> Found:
-    """The way to ``op`` that fits where it is called: traced, transformed, with gradients or not."""
+    """Call ``op`` the way that fits: traced, transformed, with gradients or without."""
     try:
         # Transforms come first, also while tracing: they would not see into the operator.
         if transformed() or tensors[0].device.type not in ("cpu", "meta"):
@@ -70,7 +70,7 @@ def broadcast(
     if not inputs:
         raise ValueError(f"{name} is empty; it must hold at least one tensor")
     shape = inputs[0].shape
-    if any(x.shape != shape for x in inputs):
+    if not all(same_shape(x.shape, shape) for x in inputs):
         try:
             shape = torch.broadcast_shapes(*(x.shape for x in inputs))
         except RuntimeError:
@@ -80,9 +80,11 @@ def broadcast(
                 "1, from the right"
             ) from None
         inputs = [x.expand(shape) for x in inputs]
+    if len(shape) < row_dims:
+        check_tensors(name, inputs, row_dims)  # raises
     if isinstance(present, Tensor):
         wanted = (*shape[: len(shape) - row_dims], len(inputs))
-        if present.shape != wanted:
+        if not same_shape(present.shape, wanted):
             try:
                 present = present.expand(wanted)
             except RuntimeError:

@@ -44,9 +44,10 @@ def gated_sum(
     if isinstance(gates, Tensor) or not isinstance(gates, Sequence):
         raise TypeError(f"gates must be a sequence of tensors, got {type(gates).__name__}")
     shape = values[0].shape
-    gates = [
-        x.expand(shape) if isinstance(x, Tensor) and _fits(x.shape, shape) else x for x in gates
-    ]
+    if any(isinstance(x, Tensor) and x.shape != shape for x in gates):
+        gates = [
+            x.expand(shape) if isinstance(x, Tensor) and _fits(x.shape, shape) else x for x in gates
+        ]
     return call(operator, converted([*values, *gates]), present, (len(values),))  # type: ignore
 
 

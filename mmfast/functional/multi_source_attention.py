@@ -93,8 +93,11 @@ def multi_source_attention(
     if by_source and query.numel() and query.shape[-1] == values[0].shape[-1]:
         return _by_source(*arguments, scale)
     if count == 1 and causal[0] and present is None and wanted_masks[0] is None:
-        return _joined.fused(query, keys[0], values[0], None, True, scale)
-    return _joined.fused(*_joined_arguments(*arguments), causal=False, scale=scale)
+        return _joined.fused(
+            query, keys[0], values[0], None, causal=True, scale=scale, enable_gqa=enable_gqa
+        )
+    joined = _joined_arguments(*arguments)
+    return _joined.fused(*joined, causal=False, scale=scale, enable_gqa=enable_gqa)
 
 
 def _joined_arguments(
@@ -183,21 +186,23 @@ def _fold_masks(
 
 
 def _fits(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> bool:
-    """Whether the usual arguments are right; False says that it takes a closer look."""
+    """Whether these are the usual arguments, and right; False says that it takes a closer look."""
     try:
-        dtype, device, shape = query.dtype, query.device, query.shape
-        lead, features, width = shape[:-2], shape[-1:], values[0].shape[-1:]
+        batch, heads, _, width = query.shape
+        dtype, device = query.dtype, query.device
         for key, value in zip(keys, values, strict=True):
-            rows = key.shape[:-1]
-            if key.shape[-1:] != features or rows[:-1] != lead or value.shape != rows + width:
+            shape = key.shape
+            if len(shape) != 4 or value.shape != shape or shape[3] != width:
                 return False
-            if key.dtype != dtype or value.dtype != dtype:
+            if shape[0] != batch or shape[1] != heads:
+                return False
+            if key.dtype is not dtype or value.dtype is not dtype:
                 return False
             if key.device != device or value.device != device:
                 return False
         lists = isinstance(keys, (list, tuple)) and isinstance(values, (list, tuple))
-        return lists and len(shape) >= 3 and dtype in _DTYPES
-    except (AttributeError, IndexError, TypeError, ValueError):
+        return lists and len(keys) > 0 and dtype in _DTYPES
+    except (AttributeError, TypeError, ValueError):
         return False
 
 

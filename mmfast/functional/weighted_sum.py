@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mmfast.functional.common import broadcast, call, converted
+from mmfast.ops.fused import same_shape
 from mmfast.ops.weighted_sum import operator
 
 
@@ -25,7 +26,7 @@ def weighted_sum(
         inputs: M tensors that broadcast to one shape (\*batch, D).
         weights: (M,), (M, D) or (\*batch, M); the last may broadcast.
         present: bool (\*batch, M) or broadcasting to it, True where an input is there; None for
-            all. What an absent input holds, NaN included, changes nothing, and its gradient is zero.
+            all. What an absent input holds, NaN included, changes nothing; its gradient is zero.
         normalize: divide by the sum of the present weights.
         per: what has a weight of its own: ``modality``, ``feature`` or ``row``. None takes what the
             shape of ``weights`` says, and refuses a shape that fits two of them.
@@ -51,7 +52,7 @@ def weighted_sum(
     shape = inputs[0].shape
     if per is None:
         per = _per(weights, shape, len(inputs))
-    if per == "row" and weights.shape != (*shape[:-1], len(inputs)):
+    if per == "row" and not same_shape(weights.shape, (*shape[:-1], len(inputs))):
         weights = _expanded(weights, (*shape[:-1], len(inputs)))
     return call(operator, converted([*inputs, weights]), present, (per, normalize))  # type: ignore
 
@@ -65,8 +66,8 @@ def _per(weights: Tensor, shape: Sequence[int], count: int) -> str:
     candidates = [
         name
         for name, fits in (
-            ("modality", weights.shape == (count,)),
-            ("feature", weights.shape == (count, shape[-1])),
+            ("modality", same_shape(weights.shape, (count,))),
+            ("feature", same_shape(weights.shape, (count, shape[-1]))),
             ("row", fits_row and weights.shape[-1] == count),
         )
         if fits

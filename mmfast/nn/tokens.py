@@ -49,7 +49,7 @@ class TokenFusion(Fusion):
     """
 
     def __init__(self, in_features: Sizes, out_features: int, num_heads: int) -> None:
-        super().__init__(in_features, out_features)
+        super().__init__(in_features, check_size("out_features", out_features, 1))
         self.num_heads = check_size("num_heads", num_heads, 1)
         if self.out_features % num_heads:
             raise ValueError(

@@ -23,7 +23,7 @@ def _check(tensors: Sequence[Tensor], present: Tensor | None, options: Options) 
         raise ValueError(
             f"num_heads is {num_heads}; it must divide the features of the inputs, {cols}"
         )
-    if tuple(query.shape) not in ((cols,), tuple(inputs[0].shape)):
+    if not any(fused.same_shape(query.shape, s) for s in ((cols,), inputs[0].shape)):
         raise ValueError(
             f"query has shape {tuple(query.shape)}; it must be {(cols,)}, one for all, or "
             f"{tuple(inputs[0].shape)}, one per row"

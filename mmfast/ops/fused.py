@@ -125,11 +125,11 @@ def _gradients(
     if all(grad is None for grad in grads) or not any(needed):
         return [None] * len(needed)
     present, *tensors = ctx.saved_tensors
+    # An embedding with sparse=True sends sparse gradients.
+    grads = [x.to_dense() if x is not None and x.is_sparse else x for x in grads]
     batched = any(x is not None and torch._C._functorch.is_legacy_batchedtensor(x) for x in grads)
     if torch.is_grad_enabled() or batched:
         return _differentiable_gradients(op, tensors, present, options, needed, grads)
-    # An embedding with sparse=True sends sparse gradients.
-    grads = [x.to_dense() if x is not None and x.is_sparse else x for x in grads]
     first, *others = grads
     if first is None:  # only a further output was used
         first = torch.zeros_like(op.formula(tensors, present, options)[0])
@@ -185,6 +185,15 @@ def check_tensors(name: str, tensors: Sequence[Tensor], row_dims: int = 1) -> No
                 f"{name}[{i}] has shape {tuple(x.shape)} but {name}[0] has "
                 f"{tuple(tensors[0].shape)}; they must be equal"
             )
+
+
+def same_shape(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether two shapes are equal, from the right.
+
+    Tuples compare from the left before they look at lengths: while tracing, that ties the batch
+    size to whatever stands first in the other shape.
+    """
+    return len(a) == len(b) and a[::-1] == b[::-1]
 
 
 def check_floating(name: str, x: Tensor) -> None:

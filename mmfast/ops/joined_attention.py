@@ -24,15 +24,15 @@ def join(
         there = [present[..., s, None, None, None] for s in range(len(keys))]
         keys = [x.where(p, 0) for x, p in zip(keys, there, strict=True)]
         values = [x.where(p, 0) for x, p in zip(values, there, strict=True)]
-    parts: list[Tensor | None] = []
-    for s, mask in enumerate(masks):
-        parts.append(_with_causal(query, keys[s].shape[-2], mask) if causal[s] else mask)
-        if present is not None:
-            part = parts[s]
-            parts[s] = there[s] if part is None else part & there[s]
     key = keys[0] if len(keys) == 1 else torch.cat(list(keys), -2)
     value = values[0] if len(values) == 1 else torch.cat(list(values), -2)
-    return key, value, _join_masks([x.shape[-2] for x in keys], parts, query.device)
+    parts = list(masks)
+    if any(causal):
+        for s, mask in enumerate(parts):
+            parts[s] = _with_causal(query, keys[s].shape[-2], mask) if causal[s] else mask
+    if present is not None:
+        parts = [p if x is None else x & p for x, p in zip(parts, there, strict=True)]
+    return key, value, _join_masks(keys, parts)
 
 
 def _with_causal(query: Tensor, length: int, mask: Tensor | None) -> Tensor:
@@ -40,20 +40,25 @@ def _with_causal(query: Tensor, length: int, mask: Tensor | None) -> Tensor:
     return causal if mask is None else causal & mask
 
 
-def _join_masks(
-    lengths: Sequence[int], masks: Sequence[Tensor | None], device: torch.device
-) -> Tensor | None:
+def _join_masks(keys: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Tensor | None:
     given = [mask for mask in masks if mask is not None]
     if not given:
         return None
     batch = torch.broadcast_shapes(*(mask.shape[:-1] for mask in given))
-    everything = torch.ones((), dtype=torch.bool, device=device)
+    everything = torch.ones((), dtype=torch.bool, device=given[0].device)
     parts = [everything if mask is None else mask for mask in masks]
-    return torch.cat([x.expand(*batch, n) for x, n in zip(parts, lengths, strict=True)], -1)
+    return torch.cat([x.expand(*batch, k.shape[-2]) for x, k in zip(parts, keys, strict=True)], -1)
 
 
 def fused(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    causal: bool,
+    scale: float,
+    enable_gqa: bool,
 ) -> Tensor:
     """PyTorch's attention over sources that are joined; 0 where a query may attend to nothing."""
     dead = None
@@ -61,9 +66,8 @@ def fused(
         # Not every backend says 0 there, so such queries attend to all, and their results go.
         dead = ~mask.any(-1, keepdim=True)
         mask = mask | dead
-    grouped = query.shape[-3] != key.shape[-3]
     out = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
+        query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=enable_gqa
     )
     return out if dead is None else out.masked_fill(dead, 0)
 

@@ -2,15 +2,17 @@
 
 PyTorch's flash attention for the CPU says, next to its output, the logsumexp of the scores. From
 both, the operator ``merge_attention`` makes attention over several sources out of attention over
-each: no keys are copied, and what is absent costs nothing. Backward asks flash attention again,
-source by source, but with the *merged* output and logsumexp: it needs no more than these to know
-each source's share. Elsewhere (``torch.compile``, other devices, transforms) sources are joined.
+each, so that long sources are not copied and rows without a source cost nothing; short ones are
+joined first. Backward asks flash attention again, part by part, but with the *merged* output and
+logsumexp: it needs no more than these to know each part's share. Elsewhere (``torch.compile``,
+other devices, transforms) all sources are joined.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmfast.ops import library  # noqa: F401  registers torch.ops.mmfast
@@ -62,12 +64,23 @@ class Piece(NamedTuple):
     causal: bool
 
 
-# Flash attention takes keys in blocks of so many: a source that fills one does so as well on its
-# own. Smaller ones are joined, since the copy costs less than blocks half empty; but not where few
-# queries make little of a copy.
-_BLOCK_KEYS = 512
-_FEW_QUERIES = 32
+# A source is attended to on its own if it fills one of the blocks in which flash attention takes
+# keys, or if it is long beside the queries: then copying it costs more than merging its result.
+# Others are joined, since blocks half empty and results to merge cost more than the copy. That some
+# rows of the batch lack a source weighs in the other direction: on its own, they are passed over.
+# In 16 bits, backward pays much for each of its products before it computes any.
+_BLOCK_TOKENS = 512
+_RATIO = 4  # tokens per query; where rows are to be passed over, queries per token
+_FEW_TOKENS = 64
 _SMALL = 64 * 1024  # elements of keys that are copied faster than attention is asked for again
+
+
+def _stands_alone(query: Tensor, key: Tensor, in_all_rows: bool, training: bool) -> bool:
+    queries, tokens = query.shape[2], key.shape[2]
+    enough = queries * _RATIO if in_all_rows else queries // _RATIO
+    if training and query.element_size() == 2:
+        enough = _BLOCK_TOKENS
+    return tokens >= min(_BLOCK_TOKENS, max(_FEW_TOKENS, enough)) and key.numel() >= _SMALL
 
 
 def pieces(
@@ -77,44 +90,33 @@ def pieces(
     masks: Sequence[Tensor | None],
     present: Tensor | None,
     causal: Sequence[bool],
+    training: bool,
 ) -> list[Piece]:
     """The sources as flash attention is to be asked for; all arguments are 4-d, present 2-d."""
-    whole = list(range(len(keys)))
-    found = []
+    sources = (query, keys, values, masks, causal)
+    if sum([x.numel() for x in keys]) < _SMALL:
+        return [_piece(*sources, present, range(len(keys)))]
+    some = all_ = [True] * len(keys)
     if present is not None:
-        if sum(x.numel() for x in keys) < _SMALL:
-            return [Piece(*join(query, keys, values, masks, present, causal), None, False)]
         some, all_ = present.any(0).tolist(), present.all(0).tolist()
-        whole = [s for s in whole if all_[s]]
-        for s in range(len(keys)):
-            if not all_[s]:
-                alone = _piece(query, [keys[s]], [values[s]], [masks[s]], [causal[s]])
-                found.append(
-                    _of_rows(alone, present[:, s].nonzero().squeeze(1) if some[s] else None)
-                )
-    for group in _groups(query, keys, whole):
-        key, value = [keys[s] for s in group], [values[s] for s in group]
-        found.append(
-            _piece(query, key, value, [masks[s] for s in group], [causal[s] for s in group])
-        )
+    found: list[Piece] = []
+    groups: list[list[int]] = [[]]
+    for s, (key, value) in enumerate(zip(keys, values, strict=True)):
+        if not some[s]:
+            nowhere = torch.empty(0, dtype=torch.int64)
+            found.append(Piece(key[:0], value[:0], None, nowhere, False))
+        elif _stands_alone(query, key, all_[s], training):
+            alone = _piece(*sources, None, [s])
+            rows = None if all_[s] else present[:, s].nonzero().squeeze(1)  # type: ignore[index]
+            found.append(alone if rows is None else _of_rows(alone, rows))
+        else:
+            groups[-1].append(s)
+            if sum([keys[i].shape[2] for i in groups[-1]]) >= _BLOCK_TOKENS:
+                groups.append([])
+    for group in filter(None, groups):
+        partly = not all(all_[s] for s in group)
+        found.append(_piece(*sources, present if partly else None, group))
     return found
-
-
-def _groups(query: Tensor, keys: Sequence[Tensor], whole: Sequence[int]) -> list[list[int]]:
-    few = query.shape[-2] <= _FEW_QUERIES
-    groups: list[list[int]] = []
-    collecting: list[int] = []
-    size = 0
-    for s in whole:
-        if keys[s].numel() >= _SMALL and (few or keys[s].shape[-2] >= _BLOCK_KEYS):
-            groups.append([s])
-            continue
-        collecting.append(s)
-        size += keys[s].shape[-2]
-        if size >= _BLOCK_KEYS:
-            groups.append(collecting)
-            collecting, size = [], 0
-    return [*groups, collecting] if collecting else groups
 
 
 def _piece(
@@ -123,28 +125,59 @@ def _piece(
     values: Sequence[Tensor],
     masks: Sequence[Tensor | None],
     causal: Sequence[bool],
+    present: Tensor | None,
+    chosen: Sequence[int],
 ) -> Piece:
-    if len(keys) == 1 and masks[0] is None:
-        return Piece(keys[0], values[0], None, None, causal[0])
+    """The sources ``chosen``, joined."""
+    if len(chosen) == 1 and masks[chosen[0]] is None and present is None:
+        [s] = chosen
+        return Piece(keys[s], values[s], None, None, causal[s])
+    if len(chosen) < len(keys):
+        keys, values = [keys[s] for s in chosen], [values[s] for s in chosen]
+        masks, causal = [masks[s] for s in chosen], [causal[s] for s in chosen]
+    if present is not None:
+        keys, values, masks = list(keys), list(values), list(masks)
+        for i, s in enumerate(chosen):
+            there = present[:, s]
+            absent = (~there).nonzero().squeeze(1)
+            if len(absent):  # zeros there, at half the price of torch.where
+                keys[i], values[i] = [x.index_fill(0, absent, 0) for x in (keys[i], values[i])]
+                there, mask = there[:, None, None, None], masks[i]
+                masks[i] = there if mask is None else there & mask
     return Piece(*join(query, keys, values, masks, None, causal), None, False)
 
 
-def _of_rows(piece: Piece, rows: Tensor | None) -> Piece:
-    """The piece for these rows of the batch alone; None for no rows."""
+def _of_rows(piece: Piece, rows: Tensor) -> Piece:
+    """The piece for these rows of the batch alone."""
     key, value, mask, _, causal = piece
-    if rows is None:
-        rows = torch.empty(0, dtype=torch.int64)
-        return Piece(key[:0], value[:0], None, rows, causal)
     if mask is not None and mask.dim() == 4 and mask.shape[0] > 1:
         mask = mask.index_select(0, rows)
     return Piece(key.index_select(0, rows), value.index_select(0, rows), mask, rows, causal)
 
 
+# The integers as wide as a floating type, and the bits of its mantissa.
+_BITS = {
+    torch.float64: (torch.int64, 52),
+    torch.float32: (torch.int32, 23),
+    torch.bfloat16: (torch.int16, 7),
+    torch.float16: (torch.int16, 10),
+}
+
+
 def _bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """What flash attention adds to the scores."""
+    """What flash attention adds to the scores: 0 where ``mask``, else minus infinity.
+
+    Minus infinity is all ones but for the mantissa. That many times faster than ``torch.where``.
+    """
     if mask is None:
         return None
-    return torch.where(mask, torch.zeros((), dtype=dtype), torch.full((), -torch.inf, dtype=dtype))
+    integers, mantissa = _BITS[dtype]
+    return mask.to(integers).sub_(1).bitwise_left_shift_(mantissa).view(dtype)
+
+
+def _nothing_attended(mask: Tensor) -> Tensor:
+    """``~mask.any(-1)``, which takes ten times as long."""
+    return mask.view(torch.uint8).amax(-1) == 0
 
 
 def _readable(x: Tensor) -> Tensor:
@@ -158,7 +191,8 @@ def attend(query: Tensor, found: Sequence[Piece], scale: float) -> tuple[Tensor,
 
     With a single piece the logsumexp of such a query is unspecified but finite.
     """
-    found = [x for x in found if x.key.numel()]
+    if len(found) > 1 or found[0].key.numel() == 0:
+        found = [x for x in found if x.key.numel()]
     query = _readable(query)
     outputs, lses = [], []
     for key, value, mask, rows, causal in found:
@@ -170,7 +204,7 @@ def attend(query: Tensor, found: Sequence[Piece], scale: float) -> tuple[Tensor,
         if len(found) == 1 and rows is None:
             return out, lse
         if mask is not None:  # flash attention says 0 for the logsumexp of nothing
-            lse.masked_fill_(~mask.any(-1), -torch.inf)
+            lse.masked_fill_(_nothing_attended(mask), -torch.inf)
         if rows is not None:
             # The other rows keep what stood there: without weight it does not matter.
             out = torch.empty_like(query).index_copy_(0, rows, out)
@@ -235,11 +269,12 @@ def _gradients(
     scale: float,
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Gradients of (query, *keys, *values), None where ``needed`` is false."""
+    """Gradients of (query, *keys, *values); those not ``needed`` may be None."""
     query_needed, *others = needed
     count = len(found)
-    # Flash attention wants the gradient in this order of memory, and would copy it every time.
-    grad = grad.transpose(1, 2).contiguous().transpose(1, 2)
+    if count > 1:
+        # Flash attention wants it in this order of memory, and would copy it every time.
+        grad = grad.transpose(1, 2).contiguous().transpose(1, 2)
     query = _readable(query)
     total: Tensor | None = None
     gradients: list[Tensor | None] = [None] * (2 * count)
@@ -249,32 +284,27 @@ def _gradients(
         if key.numel() == 0:
             gradients[i], gradients[count + i] = torch.zeros_like(key), torch.zeros_like(value)
             continue
-        arguments = [query, out, lse, grad]
+        q, o, normalizer, g = query, out, lse, grad
         if rows is not None:
-            arguments = [x.index_select(0, rows) for x in arguments]
-        q, o, normalizer, g = arguments
+            q, o, normalizer, g = [x.index_select(0, rows) for x in (q, o, normalizer, g)]
         bias = _bias(mask, q.dtype)
         part, gradients[i], gradients[count + i] = _flash_backward(
             g, q, _readable(key), _readable(value), o, normalizer, 0.0, causal,
             attn_mask=bias, scale=scale,
         )  # fmt: skip
         if query_needed:
-            total = _add(total, part, rows, query, count)
+            total = _add(total, part, rows, query)
     if query_needed and total is None:
         total = torch.zeros_like(query)
-    gradients = [x if need else None for x, need in zip(gradients, others, strict=True)]
-    return [total if total is None else total.to(query.dtype), *gradients]
+    return [total, *gradients]
 
 
-def _add(
-    total: Tensor | None, part: Tensor, rows: Tensor | None, query: Tensor, count: int
-) -> Tensor:
+def _add(total: Tensor | None, part: Tensor, rows: Tensor | None, query: Tensor) -> Tensor:
     """``total`` and the gradient of one piece, which may have some rows only."""
-    wide = query.dtype if count == 1 else torch.promote_types(query.dtype, torch.float32)
     if rows is not None:
-        total = torch.zeros_like(query, dtype=wide) if total is None else total
-        return total.index_add_(0, rows, part.to(wide))
-    return part.to(wide) if total is None else total.add_(part)
+        total = torch.zeros_like(query) if total is None else total
+        return total.index_add_(0, rows, part)
+    return part if total is None else total.add_(part)
 
 
 def _differentiable(
@@ -324,9 +354,15 @@ def eager(
     scale: float,
 ) -> Tensor:
     """On the CPU, with an autograd formula if one is needed; all are 4-d, ``present`` 2-d."""
-    found = pieces(query, keys, values, masks, present, causal)
-    tensors = [*(x.key for x in found), *(x.value for x in found)]
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (query, *tensors)):
+    training = torch.is_grad_enabled() and any(
+        [x.requires_grad for x in (query, *keys, *values)]  # noqa: C419  faster than a generator
+    )
+    found = pieces(query, keys, values, masks, present, causal, training)
+    if training:
         settings = (scale, [x[2:] for x in found])
+        tensors = [*[x.key for x in found], *[x.value for x in found]]
         return MultiSourceAttention.apply(settings, query, *tensors)
+    key, value, mask, rows, causally = found[0]
+    if len(found) == 1 and mask is None and rows is None:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=causally, scale=scale)
     return attend(query, found, scale)[0]

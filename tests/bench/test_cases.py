@@ -67,7 +67,7 @@ def test_suites(name):
     cases = shapes.suite(name, threads=2)
     names = [case.name for case in cases]
     assert len(set(names)) == len(names)
-    assert all(sum(case.widths) and case.rows for case in cases)
+    assert all(case.width and case.rows for case in cases)
     assert all(case.origin for case in cases if case.group in ("real", "tiny"))
     for series in {case.series for case in cases} - {""}:
         sizes = [case.size for case in cases if case.series == series]
@@ -86,6 +86,13 @@ def test_the_suites_hold_what_was_agreed():
     assert max(case.rows for case in shapes.suite("quick", threads=2)) <= shapes.QUICK_ROWS
     assert [case.threads for case in shapes.sweeps(6) if case.axis == "threads"] == [1, 2, 4, 6]
     assert [case.threads for case in shapes.sweeps(1) if case.axis == "threads"] == [1]
+
+
+def test_a_suite_of_some_operators():
+    both = shapes.suite("default", operators=("gated_sum", "concat_linear"))
+    assert {case.operator for case in both} == {"gated_sum", "concat_linear"}
+    assert {case.operator for case in shapes.suite("default")} == set(shapes.OPERATORS)
+    assert {case.operator for case in shapes.suite("grid")} == {"concat_linear"}
 
 
 def test_only_and_unknown_suites():

@@ -10,7 +10,8 @@ import pytest
 from mmfast.bench import cli, peers
 from mmfast.bench.records import load_json, save_json
 
-TINY = ["--quick", "--only", "tiny", "--dtype", "float32", "--threads", "1", "--limit", "0"]
+COMMON = ["--quick", "--dtype", "float32", "--threads", "1", "--limit", "0"]
+TINY = [*COMMON, "--operator", "concat_linear", "--only", "tiny"]
 
 
 def test_list(capsys, monkeypatch):
@@ -34,10 +35,24 @@ def test_a_run_writes_json_csv_and_a_page(tmp_path, capsys):
         ("tiny 8+8", "both"),
     ]
     assert found.machine["threads"] == 1
-    assert found.command.startswith("mmfast bench --quick --only tiny")
+    assert found.command.startswith("mmfast bench --quick --dtype float32")
     text = capsys.readouterr().out
     assert "tiny 8+8" in text
     assert paths[0].name in text
+
+
+def test_another_operator(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    arguments = ["--operator", "weighted_sum", "--only", "tiny", "--out", str(tmp_path)]
+    assert cli.main([*COMMON, *arguments]) == 0
+    (path,) = tmp_path.glob("*.json")
+    found = load_json(path)
+    assert {(m.operator, m.case) for m in found.measurements} == {
+        ("weighted_sum", "tiny sum 3x64, batch 1")
+    }
+    assert list(found.measurements[0].peers) == ["copy", "mmfast", "eager", "by hand"]
+    text = capsys.readouterr().out
+    assert "weighted_sum, tiny shapes: mmfast / best peer" in " ".join(text.split())
 
 
 def test_compare_sets_the_exit_status(tmp_path, capsys):
@@ -70,6 +85,11 @@ def test_a_disagreeing_mmfast_is_a_failure(tmp_path, monkeypatch, capsys):
     [
         (["--dtype", "float32,int3"], "argument --dtype: 'int3' is none of float32, bfloat16"),
         (["--mode", "sideways"], "argument --mode: 'sideways' is none of forward"),
+        (
+            ["--operator", "sum"],
+            "argument --operator: 'sum' is none of concat_linear, weighted_sum",
+        ),
+        (["--grid", "--operator", "gated_sum"], "argument --grid: the grid is concat_linear's"),
         (["--threads", "0"], "argument --threads: '0' is not a whole number of at least 1"),
         (["--only", "("], "argument --only: '(' is not a regular expression"),
         (["--only", "no such case"], "argument --only: no case of this suite matches"),

@@ -43,6 +43,17 @@ def test_a_machine_that_is_slower_as_a_whole_is_no_slowdown(a_run, measurement):
     assert not compare(old, new).failed
 
 
+def test_other_operators_are_compared_by_their_eager_form(a_run, measurement):
+    def run(ours, eager):
+        times = {"mmfast": [ours] * 5, "eager": [eager] * 5, "copy": [1.0] * 5}
+        return a_run(measurement(times, operator="gated_sum"))
+
+    assert not compare(run(1.0, 2.0), run(3.0, 6.0)).failed
+    assert compare(run(1.0, 2.0), run(3.0, 2.0)).failed
+    with pytest.raises(ValueError, match="no measurement in common"):
+        compare(run(1.0, 2.0), a_run(measurement({"mmfast": [1.0], "linear": [1.0]})))
+
+
 def test_what_is_not_in_both(a_run, measurement):
     times = {"mmfast": STEADY, "linear": STEADY}
     old = a_run(measurement(times), measurement(times, case="gone"))

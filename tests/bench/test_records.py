@@ -42,6 +42,17 @@ def test_another_file_is_refused(text, tmp_path):
         records.load_json(path)
 
 
+def test_a_run_of_the_first_format_is_of_concat_linear(full, tmp_path):
+    path = tmp_path / "run.json"
+    records.save_json(full, path)
+    found = json.loads(path.read_text())
+    found["format"] = 1
+    for m in found["measurements"]:
+        del m["operator"]
+    path.write_text(json.dumps(found))
+    assert records.load_json(path) == full
+
+
 def test_an_unknown_field_is_refused(full, tmp_path):
     path = tmp_path / "run.json"
     records.save_json(full, path)

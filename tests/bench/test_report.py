@@ -84,8 +84,8 @@ def test_the_page_contains_every_case(mixed):
     for m in mixed.measurements:
         assert m.case.replace("<", "&lt;").replace(">", "&gt;") in page
     assert "<fusion>" not in page
-    assert "a series" in figure(page, "sweep: float32, forward")
-    assert "linear alone" in figure(page, "sweep: float32, forward")
+    assert "a series" in figure(page, "concat_linear, sweep: float32, forward")
+    assert "linear alone" in figure(page, "concat_linear, sweep: float32, forward")
     assert "PeerDisagreesError" in page
     assert '<span class="bad">no</span>' in page
 

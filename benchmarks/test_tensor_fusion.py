@@ -1,0 +1,19 @@
+"""tensor_fusion against what users write today; see test_concat_linear.py."""
+
+import pytest
+
+from mmfast.bench import operator_shapes
+from mmfast.bench.operator_peers import PEERS
+
+OPERATOR = "tensor_fusion"
+CASES = [
+    case for case in (*operator_shapes.REAL, *operator_shapes.TINY) if case.operator == OPERATOR
+]
+
+
+@pytest.mark.parametrize("peer", [*PEERS[OPERATOR], "compile"])
+@pytest.mark.parametrize("mode", ["forward", "backward", "both"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_tensor_fusion(measure, case, dtype, mode, peer):
+    measure(case, dtype, mode, peer)
