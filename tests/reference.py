@@ -90,6 +90,7 @@ class ErrorRule:
 
     def add(self, found: Tensor, exact: Tensor, eager: Tensor, eager_exact: Tensor) -> None:
         assert found.shape == exact.shape
+        assert found.isfinite().all() or not exact.isfinite().all()  # max() below would lose a NaN
         self.found = max(self.found, worst(found, exact))
         self.eager = max(self.eager, worst(eager, eager_exact))
         if exact.numel():
