@@ -199,7 +199,13 @@ MMFAST_INLINE void finish_tile(const GemmArgs& args, float* tile, int64_t tile_s
                  tile + i * tile_stride, cols);
     }
   }
-  MMFAST_EACH_ACTIVATION(args.activation, activate_tile, tile, rows * tile_stride)
+  if (cols == tile_stride) {
+    MMFAST_EACH_ACTIVATION(args.activation, activate_tile, tile, rows * tile_stride)
+  } else {  // beside what is wanted a tile may hold anything
+    for (int64_t i = 0; i < rows; ++i) {
+      MMFAST_EACH_ACTIVATION(args.activation, activate_tile, tile + i * tile_stride, cols)
+    }
+  }
   for (int64_t i = 0; i < rows; ++i) {
     store_panel_row<Out>(out + i * out_stride, tile + i * tile_stride, cols);
   }
