@@ -1,7 +1,7 @@
 """Checkpoints: folders of safetensors and JSON that appear whole or not at all.
 
 A run's checkpoints lie in ``RUN/checkpoints/step-N``; ``RUN/last`` and ``RUN/best`` are symbolic
-links to two of them. A checkpoint is written under another name, forced to the disk and renamed, and
+links to two of them. A checkpoint is written under another name, forced to disk and renamed, and
 only then does the link move, by one atomic rename. A process killed at any moment leaves the former
 checkpoint in place, and at most a folder that nothing names, which the next save removes.
 
@@ -269,6 +269,9 @@ def _remove_unnamed(run: Path, folder: Path) -> None:
         if found.resolve() not in named:
             shutil.rmtree(found, ignore_errors=True)
     _remove_partial(folder)
+    for left in run.glob(".last-*"), run.glob(".best-*"):
+        for link in left:
+            link.unlink(missing_ok=True)
 
 
 def _why_not_written(target: Path, error: Exception) -> str:

@@ -12,7 +12,8 @@ import torch
 def rng_state() -> dict[str, Any]:
     """The states of Python's, numpy's and torch's global generators, the CUDA ones among them."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    numpy: Any = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, cached = numpy
     return {
         "python": [version, list(words), gauss],
         "numpy": [name, keys.tolist(), position, has_gauss, cached],
