@@ -1,0 +1,171 @@
+"""Losses and metrics of the tasks, against formulas written out."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mmfast.train.config import LOSSES
+from mmfast.train.config import Task as TaskConfig
+from mmfast.train.tasks import DEFAULT_METRIC, Task
+
+
+def task(kind, outputs=3, counts=None, **options):
+    return Task(
+        TaskConfig(type=kind, **options), outputs, counts=counts, modalities=("image", "text")
+    )
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def test_binary_cross_entropy():
+    logits, labels = torch.randn(7, 1), torch.tensor([0, 1, 1, 0, 1, 0, 0])
+    expected = F.binary_cross_entropy_with_logits(logits[:, 0], labels.float())
+    torch.testing.assert_close(task("binary").loss(logits, labels), expected)
+
+
+def test_binary_hinge():
+    logits, labels = torch.randn(7, 1), torch.tensor([0, 1, 1, 0, 1, 0, 0])
+    expected = (1 - (2 * labels - 1) * logits[:, 0]).clamp(min=0).mean()
+    torch.testing.assert_close(task("binary", loss="hinge").loss(logits, labels), expected)
+
+
+def test_multiclass_hinge_sums_over_the_wrong_classes():
+    logits, labels = torch.randn(4, 3), torch.tensor([0, 2, 1, 1])
+    rows = [
+        sum(max(0.0, 1 - z[y].item() + z[j].item()) for j in range(3) if j != y)
+        for z, y in zip(logits, labels, strict=True)
+    ]
+    found = task("multiclass", loss="hinge").loss(logits, labels)
+    assert found.item() == pytest.approx(sum(rows) / 4)
+
+
+def test_focal_losses():
+    gamma = 1.5
+    logits, labels = torch.randn(5, 1), torch.tensor([0, 1, 1, 0, 1])
+    p = torch.where(labels == 1, logits[:, 0].sigmoid(), 1 - logits[:, 0].sigmoid())
+    expected = (-((1 - p) ** gamma) * p.log()).mean()
+    found = task("binary", loss="focal", focal_gamma=gamma).loss(logits, labels)
+    torch.testing.assert_close(found, expected)
+    several, targets = torch.randn(4, 3), torch.tensor([[1.0, 0, 1]] * 4)
+    p = torch.where(targets == 1, several.sigmoid(), 1 - several.sigmoid())
+    found = task("multilabel", loss="focal", focal_gamma=gamma).loss(several, targets)
+    torch.testing.assert_close(found, (-((1 - p) ** gamma) * p.log()).mean())
+
+
+def test_label_smoothing_of_multilabel():
+    logits, labels = torch.randn(4, 3), torch.randint(2, (4, 3)).float()
+    expected = F.binary_cross_entropy_with_logits(logits, labels * 0.8 + 0.1)
+    found = task("multilabel", label_smoothing=0.2).loss(logits, labels)
+    torch.testing.assert_close(found, expected)
+
+
+def test_class_weights_are_inverse_frequencies():
+    counts = [6, 2, 0]
+    weighted = task("multiclass", counts=counts, balance="weights")
+    assert weighted.weight.tolist() == pytest.approx([8 / 12, 8 / 4, 0])
+    logits, labels = torch.randn(8, 3), torch.tensor([0] * 6 + [1] * 2)
+    rows = F.cross_entropy(logits, labels, reduction="none")
+    expected = rows[:6].mean() / 2 + rows[6:].mean() / 2  # each class counts alike
+    torch.testing.assert_close(weighted.loss(logits, labels), expected)
+    assert task("multiclass", counts=counts).weight is None
+
+
+def test_regression():
+    found = task("regression", 1)
+    outputs, labels = torch.randn(6, 1), torch.randn(6, 1)
+    torch.testing.assert_close(found.loss(outputs, labels), (outputs - labels).square().mean())
+    measured = found.measure(outputs, labels)
+    error = (outputs - labels)[:, 0]
+    spread = labels[:, 0] - labels.mean()
+    assert measured["mae"] == pytest.approx(error.abs().mean().item())
+    assert measured["rmse"] == pytest.approx(error.square().mean().sqrt().item())
+    assert measured["r2"] == pytest.approx(1 - (error**2).sum().item() / (spread**2).sum().item())
+    together = torch.corrcoef(torch.stack([outputs[:, 0], labels[:, 0]]))[0, 1].item()
+    assert measured["correlation"] == pytest.approx(together, abs=1e-5)
+    assert "r2" not in found.measure(outputs[:1], labels[:1])
+    assert not found.larger_is_better
+
+
+def test_multiclass_metrics():
+    outputs = torch.tensor([[2.0, 0, 0], [0, 1, 0], [0, 3, 0], [1, 0, 0]])
+    labels = torch.tensor([0, 1, 2, 0])
+    measured = task("multiclass").measure(outputs, labels)
+    assert measured["accuracy"] == pytest.approx(3 / 4)
+    assert measured["f1_macro"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+
+
+def test_binary_auroc_counts_pairs_in_order():
+    outputs, labels = torch.randn(30, 1), torch.randint(2, (30,))
+    pairs = list(itertools.product(outputs[labels == 1, 0], outputs[labels == 0, 0]))
+    expected = sum((p > n).item() for p, n in pairs) / len(pairs)
+    assert task("binary").measure(outputs, labels)["auroc"] == pytest.approx(expected)
+
+
+def test_multilabel_metrics():
+    outputs = torch.tensor([[1.0, -1], [1, 1], [-1, -1]])
+    labels = torch.tensor([[1.0, 0], [0, 1], [1, 1]])
+    measured = task("multilabel", 2).measure(outputs, labels)
+    first, second = 2 / (2 + 1 + 1), 2 / (2 + 0 + 1)  # 2 tp / (2 tp + fp + fn)
+    assert measured["f1_macro"] == pytest.approx((first + second) / 2)
+    assert measured["f1_micro"] == pytest.approx(4 / (4 + 1 + 2))
+    assert measured["accuracy"] == pytest.approx(3 / 6)
+
+
+def test_recall_by_sorting():
+    a, b = torch.randn(2, 40, 4)
+    b = a + 0.7 * b
+    measured = task("retrieval").measure(torch.stack([a, b]), None)
+    similarity = F.normalize(a, dim=1) @ F.normalize(b, dim=1).t()
+    for name, matrix in (("image_to_text", similarity), ("text_to_image", similarity.t())):
+        for k in (1, 5, 10):
+            nearest = matrix.argsort(dim=1, descending=True)[:, :k]
+            hits = (nearest == torch.arange(40)[:, None]).any(1).float().mean().item()
+            assert measured[f"{name}_recall_at_{k}"] == pytest.approx(hits)
+            assert 0 < hits < 1 or k > 1
+    both = measured["image_to_text_recall_at_1"] + measured["text_to_image_recall_at_1"]
+    assert measured["recall_at_1"] == pytest.approx(both / 2)
+
+
+def test_embeddings_that_are_all_alike_recall_nothing():
+    assert task("retrieval").measure(torch.ones(2, 20, 3), None)["recall_at_1"] == 0
+
+
+def test_retrieval_learns_its_temperature():
+    retrieval = task("retrieval")
+    retrieval.loss(torch.randn(2, 8, 3), None).backward()
+    (parameter,) = retrieval.parameters()
+    assert parameter.grad.abs() > 0
+
+
+def test_predictions():
+    found = task("binary").predict(torch.tensor([[0.0], [2.0], [-1.0]]))
+    assert found["label"].tolist() == [0, 1, 0]
+    assert found["score"][1].item() == pytest.approx(1 / (1 + math.exp(-2)))
+    found = task("multiclass").predict(torch.tensor([[0.0, 2, 1]]))
+    assert found["label"].tolist() == [1]
+    assert found["score"].sum().item() == pytest.approx(1)
+    assert task("multilabel").predict(torch.tensor([[0.1, -2]]))["label"].tolist() == [[1, 0]]
+    assert task("regression", 1).predict(torch.ones(2, 1))["value"].shape == (2, 1)
+    unit = task("retrieval").predict(torch.randn(2, 5, 3))["embedding"].norm(dim=-1)
+    torch.testing.assert_close(unit, torch.ones(2, 5))
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_the_metric_that_chooses_is_measured(kind):
+    outputs = {"binary": (6, 1), "retrieval": (2, 6, 3)}.get(kind, (6, 3))
+    labels = {
+        "binary": torch.tensor([0, 1] * 3),
+        "multiclass": torch.tensor([0, 1, 2] * 2),
+        "multilabel": torch.tensor([[0.0, 1, 1], [1, 0, 0]] * 3),
+        "regression": torch.randn(6, 3),
+        "retrieval": None,
+    }[kind]
+    found = task(kind).measure(torch.randn(outputs), labels)
+    assert DEFAULT_METRIC[kind] in found
+    assert all(math.isfinite(value) for value in found.values())
