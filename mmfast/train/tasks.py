@@ -1,9 +1,10 @@
 """What is learned: the loss, the predictions and the metrics of each kind of task.
 
-Outputs are (B, C): one logit for binary, one per class for multiclass and multilabel, one value per
-target for regression. For retrieval they are (2, B, D), the embeddings of the two modalities.
-Labels are int64 (B,) for binary and multiclass, float (B, C) for multilabel and regression;
-retrieval has none: row i of one modality belongs to row i of the other.
+Outputs are (B, C): one logit for binary, one per class for multiclass and multilabel, one value
+for regression. For retrieval they are (2, B, D), the embeddings of the two modalities.
+Labels are int64 (B,) for binary and multiclass, float (B, C) for multilabel and float (B,) for
+regression, standardised as `mmfast.data.labels` does it; retrieval has none: row i of one modality
+belongs to row i of the other.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ class Task(nn.Module):
 
     Args:
         config: the section ``task``.
-        outputs: number of classes, or of regression targets; 2 for binary.
+        outputs: number of classes; not looked at for binary and regression.
         counts: rows of each class in the training split, for ``balance: weights``.
         modalities: for retrieval, the names of the two, for the names of its metrics.
+        mean, std: by which regression targets were standardised; predictions and metrics are in the
+            units of the table.
     """
 
     def __init__(
@@ -48,14 +51,17 @@ class Task(nn.Module):
         *,
         counts: Sequence[int] | None = None,
         modalities: Sequence[str] = (),
+        mean: float = 0.0,
+        std: float = 1.0,
     ) -> None:
         super().__init__()
         self.kind = config.type
         self.loss_name = config.loss or LOSSES[config.type][0]
-        self.out_features = 1 if config.type == "binary" else outputs
+        self.out_features = 1 if config.type in ("binary", "regression") else outputs
         self.smoothing = config.label_smoothing
         self.gamma = config.focal_gamma
         self.modalities = tuple(modalities)
+        self.mean, self.std = mean, std
         self.metric = config.metric or DEFAULT_METRIC[config.type]
         self.weight: Tensor | None
         weight = _inverse(counts) if counts and config.balance == "weights" else None
@@ -74,7 +80,7 @@ class Task(nn.Module):
             return self.contrastive(a, b)
         assert labels is not None
         if self.kind == "regression":
-            return F.mse_loss(outputs, labels)
+            return F.mse_loss(outputs[:, 0], labels)
         if self.kind == "multilabel":
             return self._multilabel(outputs, labels)
         return self._classes(_two_columns(outputs) if self.kind == "binary" else outputs, labels)
@@ -115,7 +121,7 @@ class Task(nn.Module):
         if self.kind == "multilabel":
             return {"label": (outputs > 0).long(), "score": outputs.sigmoid()}
         if self.kind == "regression":
-            return {"value": outputs}
+            return {"value": self._in_units(outputs[:, 0])}
         return {"embedding": F.normalize(outputs, dim=-1)}
 
     def measure(self, outputs: Tensor, labels: Tensor | None) -> dict[str, float]:
@@ -131,13 +137,16 @@ class Task(nn.Module):
             scores = outputs.softmax(1)
         elif self.kind == "multilabel":
             scores, targets = outputs.sigmoid(), labels.long()
-        elif outputs.shape[1] == 1:
-            scores, targets = outputs[:, 0], labels[:, 0]
+        else:
+            scores, targets = self._in_units(outputs[:, 0]), self._in_units(labels)
         found: Mapping[str, Tensor] = collection(scores.float(), targets)
         result = {name: value.mean().item() for name, value in found.items()}
         if "rmse" in result:
             result["rmse"] **= 0.5
         return result
+
+    def _in_units(self, values: Tensor) -> Tensor:
+        return values * self.std + self.mean
 
     def _collection(self, rows: int) -> MetricCollection:
         count = self.out_features
@@ -175,7 +184,7 @@ class Task(nn.Module):
             "rmse": regression.MeanSquaredError(),
         }
         if rows > 1:
-            found["correlation"] = regression.PearsonCorrCoef(count)
+            found["correlation"] = regression.PearsonCorrCoef()
             found["r2"] = regression.R2Score()
         return MetricCollection(found)
 

@@ -76,17 +76,21 @@ def test_class_weights_are_inverse_frequencies():
     assert task("multiclass", counts=counts).weight is None
 
 
-def test_regression():
-    found = task("regression", 1)
-    outputs, labels = torch.randn(6, 1), torch.randn(6, 1)
-    torch.testing.assert_close(found.loss(outputs, labels), (outputs - labels).square().mean())
+def test_regression_is_learned_standardised_and_told_in_units():
+    found = Task(TaskConfig(type="regression"), 1, mean=10.0, std=4.0)
+    outputs, labels = torch.randn(6, 1), torch.randn(6)
+    torch.testing.assert_close(
+        found.loss(outputs, labels), (outputs[:, 0] - labels).square().mean()
+    )
+    torch.testing.assert_close(found.predict(outputs)["value"], outputs[:, 0] * 4 + 10)
     measured = found.measure(outputs, labels)
-    error = (outputs - labels)[:, 0]
-    spread = labels[:, 0] - labels.mean()
+    error = 4 * (outputs[:, 0] - labels)
+    spread = 4 * (labels - labels.mean())
     assert measured["mae"] == pytest.approx(error.abs().mean().item())
     assert measured["rmse"] == pytest.approx(error.square().mean().sqrt().item())
-    assert measured["r2"] == pytest.approx(1 - (error**2).sum().item() / (spread**2).sum().item())
-    together = torch.corrcoef(torch.stack([outputs[:, 0], labels[:, 0]]))[0, 1].item()
+    r2 = 1 - (error**2).sum().item() / (spread**2).sum().item()
+    assert measured["r2"] == pytest.approx(r2, rel=1e-5)
+    together = torch.corrcoef(torch.stack([outputs[:, 0], labels]))[0, 1].item()
     assert measured["correlation"] == pytest.approx(together, abs=1e-5)
     assert "r2" not in found.measure(outputs[:1], labels[:1])
     assert not found.larger_is_better
@@ -151,19 +155,18 @@ def test_predictions():
     assert found["label"].tolist() == [1]
     assert found["score"].sum().item() == pytest.approx(1)
     assert task("multilabel").predict(torch.tensor([[0.1, -2]]))["label"].tolist() == [[1, 0]]
-    assert task("regression", 1).predict(torch.ones(2, 1))["value"].shape == (2, 1)
     unit = task("retrieval").predict(torch.randn(2, 5, 3))["embedding"].norm(dim=-1)
     torch.testing.assert_close(unit, torch.ones(2, 5))
 
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_the_metric_that_chooses_is_measured(kind):
-    outputs = {"binary": (6, 1), "retrieval": (2, 6, 3)}.get(kind, (6, 3))
+    outputs = {"binary": (6, 1), "regression": (6, 1), "retrieval": (2, 6, 3)}.get(kind, (6, 3))
     labels = {
         "binary": torch.tensor([0, 1] * 3),
         "multiclass": torch.tensor([0, 1, 2] * 2),
         "multilabel": torch.tensor([[0.0, 1, 1], [1, 0, 0]] * 3),
-        "regression": torch.randn(6, 3),
+        "regression": torch.randn(6),
         "retrieval": None,
     }[kind]
     found = task(kind).measure(torch.randn(outputs), labels)

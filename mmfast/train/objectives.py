@@ -1,0 +1,98 @@
+"""What a stage minimises: the task, the reconstruction of the inputs, or a contrast of modalities.
+
+Each objective is a module from a batch to its loss and the task's outputs, if it has any, so that
+data parallel training wraps it like any model. It shares the encoders with the model; parameters of
+its own (projections, a temperature) live as long as the stage.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mmfast.losses import ContrastiveLoss
+from mmfast.plugins import Batch, Features
+from mmfast.train.multimodal import encode, out_dim, pooled
+from mmfast.train.tasks import Task
+
+Inputs = Mapping[str, Batch | Features]
+
+
+class TaskObjective(nn.Module):
+    """The loss of the task; trains the whole model."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.model = model
+        self.task = task
+
+    def forward(self, inputs: Inputs, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The mean loss, 0-d, and the outputs."""
+        outputs = self.model(inputs)
+        # Losses of 16-bit outputs lose what metrics need.
+        outputs = outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
+        return self.task.loss(outputs, labels), outputs
+
+
+class ReconstructionObjective(nn.Module):
+    """The sum of what the encoders say of their own reconstructions; trains those encoders.
+
+    Raises:
+        ValueError: no encoder has ``reconstruction_loss``.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        encoders = model.get_submodule("encoders").named_children()
+        able = {name: e for name, e in encoders if hasattr(e, "reconstruction_loss")}
+        if not able:
+            raise ValueError(
+                "a stage of objective reconstruction needs an encoder that can rebuild its input, "
+                "by a method reconstruction_loss(batch), as audio_autoencoder has"
+            )
+        self.encoders = nn.ModuleDict(able)
+
+    def forward(self, inputs: Inputs, labels: Tensor | None) -> tuple[Tensor, None]:
+        """The loss, 0-d, and no outputs."""
+        losses = []
+        for name, encoder in self.encoders.items():
+            losses.append(encoder.reconstruction_loss(inputs[name]))  # type: ignore[operator]
+        return torch.stack(losses).sum(), None
+
+
+class ContrastiveObjective(nn.Module):
+    """CLIP's loss between every two modalities, over rows that have both; trains the encoders."""
+
+    def __init__(self, model: nn.Module, dim: int) -> None:
+        super().__init__()
+        encoders = model.get_submodule("encoders")
+        assert isinstance(encoders, nn.ModuleDict)
+        self.encoders = encoders
+        if len(self.encoders) < 2:
+            raise ValueError("a stage of objective contrastive needs at least two encoders")
+        self.projections = nn.ModuleDict(
+            {n: nn.Linear(out_dim(encoder), dim, bias=False) for n, encoder in encoders.items()}
+        )
+        self.contrastive = ContrastiveLoss()
+
+    def forward(self, inputs: Inputs, labels: Tensor | None) -> tuple[Tensor, None]:
+        """The loss, 0-d, and no outputs."""
+        found = encode(self.encoders, inputs)
+        codes = {name: self.projections[name](pooled(f)) for name, f in found.items()}
+        losses = []
+        for a, b in itertools.combinations(found, 2):
+            both = found[a].present & found[b].present
+            losses.append(self.contrastive(codes[a][both].float(), codes[b][both].float()))
+        return torch.stack(losses).mean(), None
+
+
+def make_objective(kind: str, model: nn.Module, task: Task, dim: int) -> nn.Module:
+    """The objective of a stage; ``dim`` is the width of a contrastive stage's common space."""
+    if kind == "reconstruction":
+        return ReconstructionObjective(model)
+    if kind == "contrastive":
+        return ContrastiveObjective(model, dim)
+    return TaskObjective(model, task)
