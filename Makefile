@@ -31,8 +31,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PIP) install -q -c constraints.txt torch numpy pybind11 ninja setuptools wheel
 	touch $@
 
+# timm imports torchvision, whose PyPI build loads beside the CUDA build of torch only, and breaks
+# torchmetrics and transformers where they find it: its Python half lies apart, where
+# tests/encoders/conftest.py alone looks.
 $(EDITABLE): $(INSTALLED)
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[test]'
+	$(PIP) install -q -c constraints.txt --no-deps timm
+	$(PIP) install -q -c constraints.txt --no-deps --upgrade --target $(VENV)/torchvision torchvision
 	touch $@
 
 # In place, so that only what changed is compiled again.
@@ -49,7 +54,7 @@ $(DEV_TOOLS): $(BUILT)
 build: $(BUILT)
 
 demo: $(BUILT)
-	$(BIN)/mmfast demo
+	$(BIN)/mmfast demo examples/emoji.yaml
 
 test: $(BUILT)
 	$(BIN)/python -m pytest

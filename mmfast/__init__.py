@@ -4,11 +4,22 @@ from importlib.metadata import version as _version
 
 __version__ = _version("mmfast")
 
-__all__ = ["__version__", "concat_linear", "functional", "losses", "nn"]
+__all__ = [
+    "__version__",
+    "concat_linear",
+    "create_encoder",
+    "functional",
+    "list_encoders",
+    "losses",
+    "nn",
+    "plugins",
+    "register_encoder",
+]
 
 try:
-    from mmfast import functional, losses, nn
+    from mmfast import functional, losses, nn, plugins
     from mmfast.functional import concat_linear
+    from mmfast.plugins import create_encoder, list_encoders, register_encoder
 except ImportError as _error:
     # Told at first use, so that `mmfast doctor` can be imported and say more.
     _reason = _error

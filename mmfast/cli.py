@@ -12,8 +12,15 @@ import mmfast
 # command: module with main(argv) -> int, the extra it needs, what it does
 COMMANDS = {
     "bench": ("mmfast.bench.cli", "bench", "time the operators against their peers"),
-    "demo": ("mmfast.train.demo", "train", "train image, text and fused models on the emoji set"),
+    "config": ("mmfast.train.commands.config", "train", "check, show or describe a configuration"),
+    "crossval": ("mmfast.train.commands.crossval", "train", "train and test on every fold"),
+    "demo": ("mmfast.train.demo", "train", "train each modality alone and all joined; compare"),
     "doctor": ("mmfast.doctor", "", "print what a bug report should contain"),
+    "encoders": ("mmfast.encoders_cli", "", "list, show and check encoders; write a new plugin"),
+    "evaluate": ("mmfast.train.commands.evaluate", "train", "measure a trained run"),
+    "export": ("mmfast.train.commands.export", "train", "a trained model as a torch.export file"),
+    "predict": ("mmfast.train.commands.predict", "train", "what a trained run says of a table"),
+    "train": ("mmfast.train.commands.train", "train", "train what a configuration describes"),
 }
 
 

@@ -21,7 +21,7 @@ def examine() -> dict[str, dict[str, str]]:
         "machine": _machine(),
         "kernels": _kernels(),
         "cuda": _cuda(),
-        "extras": {extra: _extra(extra) for extra in ("train", "bench")},
+        "extras": {extra: _extra(extra) for extra in ("train", "bench", "hf", "timm")},
     }
 
 

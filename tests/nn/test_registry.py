@@ -1,14 +1,15 @@
 """mmfast.nn.registry: names, options, and the plugins of other distributions."""
 
+import functools
 import sys
-from importlib.metadata import entry_points
 
 import pytest
 import torch
 from torch import nn
 
 from mmfast.nn import ConcatLinear, registry
-from mmfast.nn.registry import FusionLoadError, create_fusion, list_fusions, register_fusion
+from mmfast.nn.registry import create_fusion, list_fusions, register_fusion
+from mmfast.plugins import PluginLoadError
 
 OWN = [
     "attention",
@@ -40,32 +41,13 @@ NEEDED = {
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch):
     """Nothing registered, and of plugins only those that a test installs."""
-
-    def installed(group):
-        return [e for e in entry_points(group=group) if e.dist.name in ("acme", "zenith")]
-
-    monkeypatch.setattr(registry, "_registered", {})
-    monkeypatch.setattr(registry, "entry_points", installed)
+    monkeypatch.setattr(registry.FUSIONS, "registered", {})
+    monkeypatch.setenv("MMFAST_PLUGINS", "")
 
 
 @pytest.fixture
-def install(tmp_path, monkeypatch):
-    """Makes a distribution with a module and entry points, found as installed ones are."""
-
-    def make(distribution, entries, code="", release="1.2.3"):
-        site = tmp_path / distribution
-        folder = site / f"{distribution}-{release}.dist-info"
-        folder.mkdir(parents=True)
-        (folder / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {release}\n"
-        )
-        lines = [f"{name} = {value}" for name, value in entries.items()]
-        (folder / "entry_points.txt").write_text("\n".join(["[mmfast.fusions]", *lines, ""]))
-        (site / f"{distribution}_module.py").write_text(code)
-        monkeypatch.syspath_prepend(site)
-        monkeypatch.delitem(sys.modules, f"{distribution}_module", raising=False)
-
-    return make
+def install(install):
+    return functools.partial(install, group="mmfast.fusions")
 
 
 PLUGIN = """
@@ -92,7 +74,7 @@ def test_create(name):
     fusion = create_fusion(name, in_features=[6, 4], out_features=4, **NEEDED.get(name, {}))
     result = fusion([torch.randn(3, 6), torch.randn(3, 4)], torch.tensor([True, True]))
     assert result.shape in ((3, 4), (3, 1, 4))
-    assert type(fusion).__name__ == registry._OWN[name].partition(":")[2]
+    assert type(fusion).__module__.startswith("mmfast.nn.")
 
 
 def test_create_with_options_and_names():
@@ -167,7 +149,7 @@ def test_register_refuses():
     register_fusion("mine")(ConcatLinear)
     with pytest.raises(ValueError, match=r"'mine' is taken by mmfast\.nn\.concat_linear:ConcatLin"):
         register_fusion("mine")(nn.Linear)
-    with pytest.raises(ValueError, match="'concat' is mmfast's own"):
+    with pytest.raises(ValueError, match=r"'concat' is taken by mmfast 0\.1\.0; choose another"):
         register_fusion("concat")(nn.Linear)
     with pytest.raises(TypeError, match=r"write @register_fusion\('my_fusion'\)"):
         register_fusion(nn.Linear)
@@ -188,11 +170,13 @@ def test_plugin(install):
         create_fusion("acme/maen", [3], 4)
 
 
-def test_plugins_cannot_take_own_names(install):
+def test_a_plugin_with_an_own_name(install):
     install("acme", {"late": "acme_module:Mean"}, PLUGIN)
     assert list_fusions() == OWN
-    assert type(create_fusion("late", [3], 4)).__module__ == "mmfast.nn.late"
+    with pytest.raises(ValueError, match=r"'late' is claimed by acme 1\.2\.3 and mmfast 0\.1\.0"):
+        create_fusion("late", [3], 4)
     assert "acme_module" not in sys.modules
+    assert type(create_fusion("mmfast:late", [3], 4)).__module__ == "mmfast.nn.late"
 
 
 def test_two_distributions_claim_a_name(install):
@@ -205,10 +189,17 @@ def test_two_distributions_claim_a_name(install):
 
 
 def test_registered_name_of_a_plugin(install):
-    install("acme", {"mean": "acme_module:Mean"}, PLUGIN)
     register_fusion("mean")(ConcatLinear)
-    with pytest.raises(ValueError, match=r"acme 1\.2\.3 and register_fusion of mmfast\.nn\.concat"):
+    install("acme", {"mean": "acme_module:Mean"}, PLUGIN)
+    message = (
+        r"acme 1\.2\.3 and mmfast\.nn\.concat.*, registered in this process; write 'acme:mean'"
+    )
+    with pytest.raises(ValueError, match=message):
         create_fusion("mean", [3], 4)
+    assert create_fusion("acme:mean", [3], 4).given[1] == 4
+    taken = registry.FUSIONS.registered.pop("mean")
+    with pytest.raises(ValueError, match=r"'mean' is taken by acme 1\.2\.3"):
+        register_fusion("mean")(taken.factory)
 
 
 def test_plugin_that_registers_itself(install):
@@ -225,13 +216,13 @@ def test_plugin_that_registers_itself(install):
         ("raise OSError('no disk')", "acme_module:Mean", "OSError: no disk", OSError),
         ("import xyzzy_missing", "acme_module:Mean", "No module named", ModuleNotFoundError),
         (PLUGIN, "acme_module:Missing", "no attribute 'Missing'", AttributeError),
-        (PLUGIN, "acme_module:not_callable", "is a int; it must be a class or function", None),
+        (PLUGIN, "acme_module:not_callable", "is a int; it must be a class, or a function", None),
     ],
 )
 def test_broken_plugin(install, code, value, said, cause):
     install("acme", {"mean": value, "acme/other": "acme_module:Mean"}, code)
     assert "mean" in list_fusions()
-    with pytest.raises(FusionLoadError, match=rf"the fusion 'mean' of acme 1\.2\.3.*{said}") as e:
+    with pytest.raises(PluginLoadError, match=rf"the fusion 'mean' of acme 1\.2\.3.*{said}") as e:
         create_fusion("mean", [3], 4)
     assert isinstance(e.value.__cause__, cause or type(None))
     create_fusion("late", [3], 4)
