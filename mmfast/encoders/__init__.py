@@ -1,10 +1,31 @@
-"""The encoders mmfast ships: plain modules that state `modality` and `out_dim`.
+"""The encoders mmfast ships, each registered through the entry points of ``mmfast.encoders``.
 
-Each has ``preprocess``, from raw data to the tensor its ``forward`` takes, and ``forward``, from
-that tensor to (B, out_dim).
+``mmfast.create_encoder(name, **options)`` makes one; docs/plugins.md says what an encoder is.
 """
 
-from mmfast.encoders.conv import SmallConvNet
-from mmfast.encoders.text import HashedText
+from mmfast.encoders.audio import AudioConvNet, AudioLSTM
+from mmfast.encoders.audio_autoencoder import AudioAutoencoder, AudioReconstruction
+from mmfast.encoders.features import FeatureSequence, FeatureVector
+from mmfast.encoders.image import ImageConvNet
+from mmfast.encoders.image_transformer import ImageTransformer
+from mmfast.encoders.tabular import TabularMLP
+from mmfast.encoders.text import HashedText, TextBag
+from mmfast.encoders.text_sequence import TextLSTM, TextTransformer
+from mmfast.encoders.video import VideoFrames
 
-__all__ = ["HashedText", "SmallConvNet"]
+__all__ = [
+    "AudioAutoencoder",
+    "AudioConvNet",
+    "AudioLSTM",
+    "AudioReconstruction",
+    "FeatureSequence",
+    "FeatureVector",
+    "HashedText",
+    "ImageConvNet",
+    "ImageTransformer",
+    "TabularMLP",
+    "TextBag",
+    "TextLSTM",
+    "TextTransformer",
+    "VideoFrames",
+]
