@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from mmfast.data.split import Split, grouped_split
+from mmfast.data.table import Table
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,24 @@ def load_emoji() -> EmojiSet:
         codes=codes,
         names=names,
     )
+
+
+def emoji_table() -> Table:
+    """The emoji set as a table, the dataset plugin ``emoji``.
+
+    Its columns: ``image``, uint8 (3, 24, 24); ``text``; ``label``, the group's name; ``family``,
+    what to group a split by; ``name`` and ``code``.
+    """
+    data = load_emoji()
+    columns = {
+        "image": list(data.images),
+        "text": data.texts,
+        "label": [data.classes[label] for label in data.labels.tolist()],
+        "family": data.families.tolist(),
+        "name": data.names,
+        "code": data.codes,
+    }
+    return Table(columns, name="emoji")
 
 
 def emoji_splits(

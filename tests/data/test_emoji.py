@@ -5,7 +5,16 @@ from collections import Counter
 import pytest
 import torch
 
-from mmfast.data import emoji_splits, load_emoji
+from mmfast.data import (
+    ColumnSpec,
+    emoji_splits,
+    fit_labels,
+    group_numbers,
+    grouped_split,
+    load_emoji,
+    read_cell,
+    read_table,
+)
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +162,20 @@ def test_splits_depend_on_the_seed_alone(data):
     again = emoji_splits(load_emoji(), 0)
     assert all(a.equal(b) for a, b in zip(emoji_splits(data, 0), again, strict=True))
     assert not emoji_splits(data, 0).test.equal(emoji_splits(data, 1).test)
+
+
+def test_as_a_table(data):
+    table = read_table("emoji")
+    assert len(table) == len(data)
+    row = index(data, "red apple")
+    assert table.cell(row, "label") == "Food & Drink"
+    assert table.cell(row, "text") == data.texts[row]
+    assert read_cell(table, row, ColumnSpec("image", "image")).equal(data.images[row])
+
+
+def test_the_table_is_split_as_the_set_is(data):
+    table = read_table("emoji")
+    labels = fit_labels(table, "label", "multiclass", range(len(table)), classes=data.classes)
+    families = group_numbers(table.column("family"))
+    split = grouped_split(labels.encode(table), families, fractions=(0.7, 0.1, 0.2), seed=1)
+    assert all(a.equal(b) for a, b in zip(split, emoji_splits(data, 1), strict=True))
