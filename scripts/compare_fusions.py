@@ -1,19 +1,21 @@
 """Trains every fusion on the emoji set, times it, and writes docs/fusion.svg and docs/fusion.json.
 
-Same encoders, splits and recipe as ``mmfast demo``; only the layer that joins image and text
-differs. Accuracy is that of the test split, mean over seeds; time is that of the fusion alone,
-forward and backward, in turns with ``concat`` and as a ratio to it.
+The configuration is examples/emoji.yaml; only the layer that joins image and text differs. Accuracy
+is that of the test split, mean over seeds; time is that of the fusion alone, forward and backward,
+in turns with ``concat`` and as a ratio to it.
 
-    python scripts/compare_fusions.py [--seeds 3] [--epochs 20]
+    python scripts/compare_fusions.py [--seeds 3] [KEY=VALUE ...]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import torch
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -23,16 +25,12 @@ from rich.progress import track
 from torch import nn
 
 from mmfast.bench.timing import interleave
-from mmfast.data import emoji_splits, load_emoji
 from mmfast.nn import create_fusion, list_fusions
-from mmfast.train.demo import RECIPE, build_encoders, prepare, shift_images
-from mmfast.train.loop import Examples, Recipe, evaluate, fit
-from mmfast.train.model import MultimodalClassifier
+from mmfast.train import Config, Run, fit, load_config
+from mmfast.train.demo import variant
 from mmfast.train.report import mean_and_deviation
-from mmfast.train.seed import seeded, threads
 
-MODALITIES = ("image", "text")
-HIDDEN = 128
+ROOT = Path(__file__).parents[1]
 ROWS = 4096
 OPTIONS = {
     "low_rank": {"rank": 4},
@@ -49,20 +47,13 @@ def options_of(name: str) -> dict[str, object]:
     return {"activation": "relu"} if name == "concat" else dict(OPTIONS.get(name, {}))
 
 
-def accuracy(name: str, examples: Examples, classes: int, split: tuple, seed: int, epochs: int):
-    """Test accuracy in 0..1 of one fusion, trained with one seed."""
-    recipe = Recipe(**{**RECIPE.__dict__, "epochs": epochs})
-    with seeded(seed):
-        model = MultimodalClassifier(
-            build_encoders(MODALITIES),
-            classes,
-            hidden=HIDDEN,
-            fusion=name,
-            options=options_of(name),
-        )
-    train, val, test = (examples.rows(rows) for rows in split)
-    fit(model, train, val, recipe, seed=seed, augment=shift_images)
-    return evaluate(model, test).accuracy
+def trained(name: str, config: Config, seed: int) -> Run:
+    """One fusion, trained with one seed."""
+    fusion = config.model.fusion.model_copy(update={"name": name, "options": options_of(name)})
+    model = config.model.model_copy(update={"fusion": fusion})
+    with TemporaryDirectory() as folder:
+        joined = config.model_copy(update={"model": model})
+        return fit(variant(joined, tuple(model.encoders), seed, Path(folder)))
 
 
 def step(fusion: nn.Module, widths: Sequence[int]):
@@ -75,38 +66,27 @@ def step(fusion: nn.Module, widths: Sequence[int]):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=RECIPE.epochs)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs")
     options = parser.parse_args(argv)
+    warnings.filterwarnings("ignore", module="torchmetrics")
     console = Console()
-    data = load_emoji()
-    examples = prepare(data)
-    widths = [encoder.out_dim for encoder in build_encoders(MODALITIES).values()]
+    config = load_config(ROOT / "examples" / "emoji.yaml", options.overrides)
     names = list_fusions()
     results: dict[str, dict[str, object]] = {}
     for name in track(names, description="training", console=console):
-        with threads(1):
-            found = [
-                accuracy(
-                    name,
-                    examples,
-                    len(data.classes),
-                    emoji_splits(data, seed),
-                    seed,
-                    options.epochs,
-                )
-                for seed in range(options.seeds)
-            ]
-        mean, deviation = mean_and_deviation(found)
-        parameters = sum(
-            p.numel() for p in create_fusion(name, widths, HIDDEN, **options_of(name)).parameters()
-        )
+        runs = [trained(name, config, seed) for seed in range(options.seeds)]
+        mean, deviation = mean_and_deviation([run.evaluate()["accuracy"] for run in runs])
+        fusion = runs[0].model.get_submodule("fusion")
+        widths = fusion.in_features
+        parameters = sum(p.numel() for p in fusion.parameters())
         results[name] = {"accuracy": mean, "deviation": deviation, "parameters": parameters}
-    baseline = step(create_fusion("concat", widths, HIDDEN, **options_of("concat")), widths)
+    hidden = config.model.fusion.out_features
+    baseline = step(create_fusion("concat", widths, hidden, **options_of("concat")), widths)
     for name in names:
-        other = step(create_fusion(name, widths, HIDDEN, **options_of(name)), widths)
+        other = step(create_fusion(name, widths, hidden, **options_of(name)), widths)
         ours, reference = interleave(other, baseline, turns=15, turn_s=0.02)
         results[name]["time_to_concat"] = median(
             a / b for a, b in zip(ours, reference, strict=True)
@@ -116,9 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         json.dumps(
             {
                 "seeds": options.seeds,
-                "epochs": options.epochs,
-                "widths": widths,
-                "out_features": HIDDEN,
+                "epochs": config.train.epochs,
+                "widths": list(widths),
+                "out_features": hidden,
                 "rows_timed": ROWS,
                 "torch": torch.__version__,
                 "fusions": results,

@@ -6,6 +6,7 @@ import os
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from mmfast.train.config import Config
 from mmfast.train.parts import TrainingError
@@ -29,13 +30,15 @@ def make_accelerator(config: Config) -> Accelerator:
         raise TrainingError(
             "train.precision is fp16, which needs a GPU; on the CPU use bf16 or fp32"
         )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    # accelerate keeps the first precision of a process for ever; a notebook trains more than once.
+    AcceleratorState._reset_state(reset_partial_state=launched == 1)
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision="no" if train.precision == "fp32" else train.precision,
         log_with=list(config.run.trackers) or None,
         project_dir=config.run.dir,
     )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise TrainingError(
             f"{launched} processes were launched but accelerate runs {accelerator.num_processes}: "

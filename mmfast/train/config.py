@@ -6,7 +6,7 @@ The models below are the reference of every key; `mmfast config schema` prints t
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from mmfast.train.config_errors import problems_of
-from mmfast.train.yaml_source import ConfigError, apply_overrides, read_yaml
+from mmfast.train.yaml_source import ConfigError, Source, apply_overrides, parse_yaml, read_yaml
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -46,14 +46,25 @@ class Run(_Section):
 class Column(_Section):
     """One modality of the table: where its cells are and what they hold."""
 
-    column: str
-    """Name of the column."""
     modality: Literal["image", "text", "audio", "video", "tabular", "features"]
     """Kind of its cells. image, audio and video cells are paths; text cells are the text itself;
-    features cells are paths of .npy or .safetensors files, or lists of numbers; tabular takes the
-    columns that its encoder's option `columns` names, and `column` is not looked at."""
+    features cells are paths of .npy or .safetensors files, or lists of numbers."""
+    column: str | None = None
+    """Name of the column; of every modality but tabular."""
+    fields: Texts = ()
+    """For tabular: the columns that make up a sample."""
     root: str | None = None
-    """Folder that the paths of this column are relative to; by default that of the table."""
+    """Folder that the files of this column must lie in; by default that of the table."""
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> Column:
+        if (self.modality == "tabular") != bool(self.fields) or bool(self.fields) == bool(
+            self.column
+        ):
+            raise ValueError(
+                "tabular data needs fields, a list of columns; every other modality needs column"
+            )
+        return self
 
 
 class Split(_Section):
@@ -236,6 +247,8 @@ class Train(_Section):
     deterministic: bool = False
     """Only operators whose results repeat; slower on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Count | None = None
+    """Of operators on the CPU; by default torch's own choice. Small models are faster with 1."""
     stages: Annotated[tuple[Stage, ...], Listed] = ()
     """Run one after another; none: one stage that trains the task."""
 
@@ -280,10 +293,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     source = read_yaml(path)
     apply_overrides(source, overrides)
-    try:
-        return Config.model_validate(source.values)
-    except ValidationError as error:
-        raise ConfigError(problems_of(error, source, Config)) from None
+    return _checked(source)
+
+
+def config_from_yaml(text: str, name: str) -> Config:
+    """The configuration in a string; ``name`` stands for its file in errors."""
+    return _checked(parse_yaml(text, name))
+
+
+def differences(a: Config, b: Config, besides: Sequence[str] = ()) -> list[str]:
+    """The keys in which two configurations differ, with both values; not those in ``besides``."""
+    return list(_differences("", a.model_dump(mode="json"), b.model_dump(mode="json"), besides))
 
 
 def to_yaml(config: Config) -> str:
@@ -294,6 +314,24 @@ def to_yaml(config: Config) -> str:
 def json_schema() -> str:
     """The JSON Schema of a configuration, for editors that complete and check YAML."""
     return json.dumps(Config.model_json_schema(), indent=2)
+
+
+def _checked(source: Source) -> Config:
+    try:
+        return Config.model_validate(source.values)
+    except ValidationError as error:
+        raise ConfigError(problems_of(error, source, Config)) from None
+
+
+def _differences(key: str, a: Any, b: Any, besides: Sequence[str]) -> Iterator[str]:
+    if key in besides or a == b:
+        return
+    if isinstance(a, dict) and isinstance(b, dict):
+        for name in {**a, **b}:
+            inner = f"{key}.{name}" if key else name
+            yield from _differences(inner, a.get(name), b.get(name), besides)
+    else:
+        yield f"{key} was {a!r} and is {b!r}"
 
 
 def _known(where: str, names: dict[str, Any], other: str, known: dict[str, Any]) -> None:

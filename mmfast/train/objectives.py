@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,28 +39,27 @@ class TaskObjective(nn.Module):
 
 
 class ReconstructionObjective(nn.Module):
-    """The sum of what the encoders say of their own reconstructions; trains those encoders.
+    """The sum of the reconstruction losses of the encoders that have one; trains those encoders.
 
     Raises:
-        ValueError: no encoder has ``reconstruction_loss``.
+        ValueError: no encoder has a method ``pretrainer``.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        encoders = model.get_submodule("encoders").named_children()
-        able = {name: e for name, e in encoders if hasattr(e, "reconstruction_loss")}
-        if not able:
+        encoders: Any = model.get_submodule("encoders").named_children()
+        self.pretrainers = nn.ModuleDict(
+            {name: e.pretrainer() for name, e in encoders if hasattr(e, "pretrainer")}
+        )
+        if not self.pretrainers:
             raise ValueError(
                 "a stage of objective reconstruction needs an encoder that can rebuild its input, "
-                "by a method reconstruction_loss(batch), as audio_autoencoder has"
+                "one with a method pretrainer(), as audio_autoencoder has"
             )
-        self.encoders = nn.ModuleDict(able)
 
     def forward(self, inputs: Inputs, labels: Tensor | None) -> tuple[Tensor, None]:
         """The loss, 0-d, and no outputs."""
-        losses = []
-        for name, encoder in self.encoders.items():
-            losses.append(encoder.reconstruction_loss(inputs[name]))  # type: ignore[operator]
+        losses = [pretrainer(inputs[name]) for name, pretrainer in self.pretrainers.items()]
         return torch.stack(losses).sum(), None
 
 

@@ -13,11 +13,14 @@ from matplotlib.ticker import MaxNLocator
 from rich import box
 from rich.table import Table
 
-from mmfast.train.loop import History
 from mmfast.train.timing import Timing
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+
+
+History = Sequence[Mapping[str, float]]
+"""A record per epoch, with ``train_loss`` and ``val_accuracy``, as ``Progress`` has them."""
 
 
 def save_learning_curves(histories: Mapping[str, Sequence[History]], path: Path) -> None:
@@ -32,8 +35,9 @@ def save_learning_curves(histories: Mapping[str, Sequence[History]], path: Path)
     FigureCanvasAgg(figure)  # draws without a display
     loss, accuracy = figure.subplots(1, 2)
     for (name, runs), colour in zip(histories.items(), _cycle(len(histories)), strict=True):
-        _band(loss, [run.train_loss for run in runs], name, colour)
-        _band(accuracy, [[100 * a for a in run.val_accuracy] for run in runs], name, colour)
+        _band(loss, [[epoch["train_loss"] for epoch in run] for run in runs], name, colour)
+        shares = [[100 * epoch["val_accuracy"] for epoch in run] for run in runs]
+        _band(accuracy, shares, name, colour)
     loss.set(xlabel="epoch", ylabel="training loss (nats)", title="Training loss")
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)", title="Validation accuracy")
     for axes in (loss, accuracy):

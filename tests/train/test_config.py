@@ -90,11 +90,10 @@ rum: {}
     said = [str(problem).removeprefix(f"{path}:") for problem in caught.value.problems]
     assert said == [
         "2: seed: is 'zero'; it must be a whole number",
-        "6: data.columns.image.column: is missing and has no default",
         "6: data.columns.image.modality: is 'imagee'; it must be 'image', 'text', 'audio', "
         "'video', 'tabular' or 'features' (did you mean 'image'?)",
         "6: data.columns.image.colum: there is no such key (did you mean 'column'?); here can "
-        "stand column, modality, root",
+        "stand column, fields, modality, root",
         "7: data.label: is 3; it must be text or a list",
         "10: model.encoders.image.freeze: is 'al'; it must be 'none' or 'all' or a whole number "
         "(did you mean 'all'?)",
@@ -110,7 +109,7 @@ rum: {}
         "20: rum: there is no such key (did you mean 'run'?); here can stand data, model, run, "
         "seed, task, train",
     ]
-    assert str(caught.value).startswith("14 problems in the configuration:")
+    assert str(caught.value).startswith("13 problems in the configuration:")
 
 
 def test_a_wrong_override_is_named_as_typed(tmp_path):
@@ -141,6 +140,14 @@ def test_a_wrong_override_is_named_as_typed(tmp_path):
         (
             lambda c: c["data"].update(split={"fractions": [0.5, 0.1, 0.2]}),
             "fractions sum to 0.8; they must sum to 1",
+        ),
+        (
+            lambda c: c["data"]["columns"].update(facts={"modality": "tabular", "column": "a"}),
+            "tabular data needs fields, a list of columns; every other modality needs column",
+        ),
+        (
+            lambda c: c["data"]["columns"]["text"].pop("column"),
+            "tabular data needs fields, a list of columns; every other modality needs column",
         ),
         (
             lambda c: c["data"].update(split={"column": "side"}),

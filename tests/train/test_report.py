@@ -4,13 +4,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from mmfast.train.loop import History
 from mmfast.train.report import mean_and_deviation, results_table, save_learning_curves
 from mmfast.train.timing import Timing
 
 
 def history(level):
-    return History([2.0, 1.5, 1.2], [2.1, 1.8, 1.7], [0.2, 0.4, level])
+    names = ("train_loss", "val_loss", "val_accuracy")
+    epochs = [(2.0, 2.1, 0.2), (1.5, 1.8, 0.4), (1.2, 1.7, level)]
+    return [dict(zip(names, values, strict=True)) for values in epochs]
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

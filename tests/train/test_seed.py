@@ -1,35 +1,36 @@
-"""Seeds and threads are fixed within a block and restored after it."""
+"""Seeds, deterministic algorithms and threads, each put back as it was."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
 
-from mmfast.train.seed import seeded, threads
+from mmfast.train.seed import deterministic, seed_all, threads
 
 
-def test_equal_seeds_draw_equally():
-    with seeded(3) as generator:
-        first = torch.rand(4), torch.rand(4, generator=generator)
-    with seeded(3) as generator:
-        second = torch.rand(4), torch.rand(4, generator=generator)
-    with seeded(4):
-        other = torch.rand(4)
-    assert first[0].equal(second[0])
-    assert first[1].equal(second[1])
-    assert not first[0].equal(other)
+def draws():
+    return random.random(), np.random.rand(), torch.rand(()).item()
 
 
-def test_everything_is_put_back_even_after_an_error():
-    before = torch.get_rng_state()
+def test_a_seed_repeats_every_generator():
+    seed_all(3)
+    first = draws()
+    seed_all(3)
+    assert draws() == first
+    seed_all(4)
+    assert not any(a == b for a, b in zip(draws(), first, strict=True))
+    seed_all(2**63 - 1)  # numpy takes 32 bits only
 
-    def fail():
-        with seeded(0):
-            torch.rand(3)
-            assert torch.are_deterministic_algorithms_enabled()
-            raise KeyError
 
-    with pytest.raises(KeyError):
-        fail()
-    assert torch.get_rng_state().equal(before)
+def test_only_algorithms_that_repeat():
+    assert not torch.are_deterministic_algorithms_enabled()
+    with deterministic(False):
+        assert not torch.are_deterministic_algorithms_enabled()
+    with deterministic(True):
+        assert torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(ZeroDivisionError), deterministic(True):
+        raise ZeroDivisionError
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.utils.deterministic.fill_uninitialized_memory
 
@@ -38,4 +39,6 @@ def test_threads():
     before = torch.get_num_threads()
     with threads(1):
         assert torch.get_num_threads() == 1
+        with threads(None):
+            assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before

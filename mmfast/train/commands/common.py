@@ -1,0 +1,40 @@
+"""What the commands share: errors told in a sentence, tables of numbers."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from mmfast.train.checkpoint import CheckpointError
+from mmfast.train.parts import TrainingError
+
+# What a user can mend. Anything else is a defect, whose traceback is wanted.
+_TOLD = (ValueError, TypeError, OSError, CheckpointError, TrainingError)
+
+
+def told(command: str, body: Callable[[], int]) -> int:
+    """Run a command; an error that its user can mend becomes one sentence and the status 1.
+
+    With ``MMFAST_TRACEBACK=1`` in the environment the traceback is shown too.
+    """
+    from mmfast.plugins import PluginLoadError
+
+    try:
+        return body()
+    except (*_TOLD, PluginLoadError) as error:
+        if os.environ.get("MMFAST_TRACEBACK") == "1":
+            raise
+        print(f"mmfast {command}: {error}", file=sys.stderr)
+        return 1
+
+
+def print_metrics(title: str, metrics: Mapping[str, float]) -> None:
+    """Print one row per metric."""
+    table = Table("metric", "value", title=title, title_justify="left")
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    Console().print(table)
