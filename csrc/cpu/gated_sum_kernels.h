@@ -1,50 +1,37 @@
 // Inner loops of gated_sum; see gated_sum.h. Included once per instruction set.
+#include "lanes.h"
+// which the next ones build on
 #include "tile_kernels.h"
-// which the next one builds on
+// and this on both
 #include "row_kernels.h"
 
-constexpr int64_t kGateTile = 128;  // of every modality, so that all stay in cache
+// For |x| <= 87.
+template <typename V>
+MMFAST_INLINE V exp_lanes(const V& x) {
+  return map_lanes(x, [](auto each) __attribute__((always_inline)) { return vexp_bounded(each); });
+}
 
-// For n features from j0 on: shares[m] = exp(gate_m - most) of what is present, and the sum of
-// them. False if every modality is absent.
-template <typename T, typename A>
-MMFAST_INLINE bool gate_shares(const GatedSumArgs& args, const Row<T>& row, int64_t j0, int64_t n,
-                               A* __restrict shares, A* __restrict total) {
-  const int64_t count = args.rows.count;
-  A most[kGateTile];
-  bool any = false;
-  for (int64_t m = 0; m < count; ++m) {
-    if (!row.present(m)) {
-      continue;
-    }
-    A* share = shares + m * kGateTile;
-    if (m < args.gates) {
-      load_tile(share, row.source(count + m) + j0, n);
+// Of each lane; T is what the result will be rounded to.
+template <typename T, typename V>
+MMFAST_INLINE Quotient<V> tanh_lanes(const V& x) {
+  using A = accumulator_t<T>;
+  A each[kLanes<A>], top[kLanes<A>], bottom[kLanes<A>];
+  const V bounded = sizeof(T) == 2 ? clamp(x, -9.02, 9.02) : x;
+  __builtin_memcpy(each, &bounded, sizeof(x));
+  for (int64_t i = 0; i < kLanes<A>; ++i) {
+    Quotient<A> t;
+    if constexpr (sizeof(T) == 2) {
+      t = tanh_quotient_16_bit(each[i]);
     } else {
-      zero_tile(share, n);
+      t = tanh_quotient(each[i]);
     }
-    if (any) {
-      for (int64_t j = 0; j < n; ++j) {
-        most[j] = share[j] < most[j] ? most[j] : share[j];
-      }
-    } else {
-      for (int64_t j = 0; j < n; ++j) {
-        most[j] = share[j];
-      }
-    }
-    any = true;
+    top[i] = t.top;
+    bottom[i] = t.bottom;
   }
-  zero_tile(total, n);
-  for (int64_t m = 0; m < count; ++m) {
-    if (row.present(m)) {
-      A* share = shares + m * kGateTile;
-      for (int64_t j = 0; j < n; ++j) {
-        share[j] = vexp(share[j] - most[j]);
-        total[j] += share[j];
-      }
-    }
-  }
-  return any;
+  Quotient<V> result;
+  __builtin_memcpy(&result.top, top, sizeof(x));
+  __builtin_memcpy(&result.bottom, bottom, sizeof(x));
+  return result;
 }
 
 // Two values and one gate, both there: the unit of the paper, whose softmax is a sigmoid.
@@ -54,79 +41,177 @@ MMFAST_INLINE bool is_pair(const GatedSumArgs& args, const Row<T>& row) {
 }
 
 // 1 / sigmoid(gate) - 1. Bounded: what is multiplied with it below stays finite.
-template <typename A>
-MMFAST_INLINE A odds_against(A gate) {
-  gate = gate > A(45) ? A(45) : gate;
-  return vexp_bounded(gate < A(-45) ? A(45) : -gate);
+template <typename V>
+MMFAST_INLINE V odds_against(const V& gate) {
+  return exp_lanes(clamp(-gate, -45, 45));
 }
 
 template <typename T>
-MMFAST_INLINE void gated_pair(const T* __restrict first, const T* __restrict second,
-                              const T* __restrict gate, T* __restrict to, int64_t n) {
+MMFAST_INLINE void gated_pair(const T* first, const T* second, const T* gate, T* to, int64_t n) {
   using A = accumulator_t<T>;
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) {
-    const A odds = odds_against<A>(widen(gate[j]));
-    const Pair<A> bent = vtanh(A(widen(first[j])), A(widen(second[j])));
-    to[j] = narrow<T>((bent.first + odds * bent.second) / (A(1) + odds));
-  }
+  for_lanes<A>(n, [&](int64_t j, auto part) __attribute__((always_inline)) {
+    const Lanes<A> odds = odds_against(load(gate + j, part));
+    const auto a = tanh_lanes<T>(load(first + j, part));
+    const auto b = tanh_lanes<T>(load(second + j, part));
+    const Lanes<A> sum = a.top * b.bottom + odds * (b.top * a.bottom);
+    store(to + j, sum / ((odds + A(1)) * (a.bottom * b.bottom)), part);
+  });
 }
 
 // Its gradients.
 template <typename T>
-MMFAST_INLINE void gated_pair_backward(const T* __restrict grad, const T* __restrict first,
-                                       const T* __restrict second, const T* __restrict gate,
-                                       T* __restrict to_first, T* __restrict to_second,
-                                       T* __restrict to_gate, int64_t n) {
+MMFAST_INLINE void gated_pair_backward(const T* grad, const T* first, const T* second,
+                                       const T* gate, T* to_first, T* to_second, T* to_gate,
+                                       int64_t n) {
   using A = accumulator_t<T>;
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) {
-    const A odds = odds_against<A>(widen(gate[j]));
-    const A share = A(1) / (A(1) + odds);
-    const A rest = odds * share;
-    const auto [a, b] = vtanh(A(widen(first[j])), A(widen(second[j])));
-    const A g = widen(grad[j]);
-    to_first[j] = narrow<T>(g * share * (A(1) - a * a));
-    to_second[j] = narrow<T>(g * rest * (A(1) - b * b));
-    to_gate[j] = narrow<T>(g * share * rest * (a - b));
+  for_lanes<A>(n, [&](int64_t j, auto part) __attribute__((always_inline)) {
+    const Lanes<A> odds = odds_against(load(gate + j, part));
+    const auto a = tanh_lanes<T>(load(first + j, part));
+    const auto b = tanh_lanes<T>(load(second + j, part));
+    // One division: 1 / (xyz), times yz, is 1 / x.
+    const Lanes<A> whole = odds + A(1);
+    const Lanes<A> bottoms = a.bottom * b.bottom;
+    const Lanes<A> all = A(1) / (whole * bottoms);
+    const Lanes<A> share = all * bottoms;
+    const Lanes<A> bent_a = a.top * (all * whole * b.bottom);
+    const Lanes<A> bent_b = b.top * (all * whole * a.bottom);
+    const Lanes<A> g = load(grad + j, part) * share;
+    const Lanes<A> rest = g * odds;
+    store(to_first + j, g * (A(1) - bent_a * bent_a), part);
+    store(to_second + j, rest * (A(1) - bent_b * bent_b), part);
+    store(to_gate + j, rest * share * (bent_a - bent_b), part);
+  });
+}
+
+// What is there in a row: its values, and its gates, null for the last one where there is none.
+template <typename T>
+struct Gated {
+  const T** values;
+  const T** gates;
+  int64_t count;
+};
+
+template <typename T>
+MMFAST_INLINE void find_present(const GatedSumArgs& args, const Row<T>& row, Gated<T>& there) {
+  there.count = 0;
+  for (int64_t m = 0; m < args.rows.count; ++m) {
+    if (row.present(m)) {
+      there.values[there.count] = row.source(m);
+      there.gates[there.count++] = m < args.gates ? row.source(args.rows.count + m) : nullptr;
+    }
   }
+}
+
+// The largest gate of each lane, of at least one.
+template <typename T, typename P>
+MMFAST_INLINE Lanes<accumulator_t<T>> largest_gate(const Gated<T>& there, int64_t j, P part) {
+  using V = Lanes<accumulator_t<T>>;
+  const auto gate = [&](int64_t k) { return there.gates[k] ? load(there.gates[k] + j, part) : V{}; };
+  V most = gate(0);
+  for (int64_t k = 1; k < there.count; ++k) {
+    const V other = gate(k);
+    most = other < most ? most : other;
+  }
+  return most;
+}
+
+template <typename T, typename P>
+MMFAST_INLINE Lanes<accumulator_t<T>> odds_of(const Gated<T>& there, int64_t k, int64_t j, P part,
+                                              const Lanes<accumulator_t<T>>& most) {
+  using A = accumulator_t<T>;
+  const Lanes<A> gate = there.gates[k] ? load(there.gates[k] + j, part) : Lanes<A>{};
+  return exp_lanes(clamp(gate - most, -87, 0));  // e^-87 adds nothing to the largest, which is 1
+}
+
+template <typename T>
+MMFAST_INLINE void gated_row(const Gated<T>& there, T* to, int64_t n) {
+  using A = accumulator_t<T>;
+  for_lanes<A>(n, [&](int64_t j, auto part) __attribute__((always_inline)) {
+    const Lanes<A> most = largest_gate(there, j, part);
+    Lanes<A> total{};
+    Lanes<A> sum{};
+    for (int64_t k = 0; k < there.count; ++k) {
+      const Lanes<A> odds = odds_of(there, k, j, part, most);
+      const auto bent = tanh_lanes<T>(load(there.values[k] + j, part));
+      total += odds;
+      sum += odds * (bent.top / bent.bottom);
+    }
+    store(to + j, sum / total, part);
+  });
 }
 
 // Rows begin..end of the result.
 template <typename T>
 void gated_sum(const GatedSumArgs& args, int64_t begin, int64_t end) {
-  using A = accumulator_t<T>;
-  A* shares = new A[args.rows.count * kGateTile];
-  A total[kGateTile];
-  A tile[kGateTile];
+  const T** sources = new const T*[2 * args.rows.count];
+  Gated<T> there{sources, sources + args.rows.count, 0};
   Row<T> row(args.rows, begin);
   for (int64_t r = begin; r < end; ++r, row.cursor.next()) {
+    T* to = static_cast<T*>(args.out) + r * args.rows.cols;
     if (is_pair(args, row)) {
-      gated_pair(row.source(0), row.source(1), row.source(2),
-                 static_cast<T*>(args.out) + r * args.rows.cols, args.rows.cols);
+      gated_pair(row.source(0), row.source(1), row.source(2), to, args.rows.cols);
       continue;
     }
-    for (int64_t j0 = 0; j0 < args.rows.cols; j0 += kGateTile) {
-      const int64_t n = args.rows.cols - j0 < kGateTile ? args.rows.cols - j0 : kGateTile;
-      zero_tile(tile, n);
-      if (gate_shares(args, row, j0, n, shares, total)) {
-        for (int64_t m = 0; m < args.rows.count; ++m) {
-          if (row.present(m)) {
-            const A* share = shares + m * kGateTile;
-            const T* value = row.source(m) + j0;
-            for (int64_t j = 0; j < n; ++j) {
-              tile[j] += share[j] * vtanh(widen(value[j]));
-            }
-          }
-        }
-        for (int64_t j = 0; j < n; ++j) {
-          tile[j] /= total[j];
-        }
-      }
-      store_tile(static_cast<T*>(args.out) + r * args.rows.cols + j0, tile, n);
+    find_present(args, row, there);
+    if (there.count > 0) {
+      gated_row(there, to, args.rows.cols);
+    } else {
+      zero_row(to, args.rows.cols);
     }
   }
-  delete[] shares;
+  delete[] sources;
+}
+
+// Gradients of one row. `scratch` has room for two vectors of each modality.
+template <typename T, typename A>
+MMFAST_INLINE void gated_row_backward(const GatedSumArgs& args, const Row<T>& row, int64_t r,
+                                      const Gated<T>& there, A* scratch) {
+  const T* grad = row.source(args.grad_source);
+  const auto target = [&](void* const* grads, int64_t m) {
+    return grads[m] ? static_cast<T*>(grads[m]) + r * args.rows.cols : nullptr;
+  };
+  const auto shares = [&](int64_t k) { return scratch + 2 * k * kLanes<A>; };
+  const auto bents = [&](int64_t k) { return shares(k) + kLanes<A>; };
+  const int64_t n = there.count > 0 ? args.rows.cols : 0;
+  for_lanes<A>(n, [&](int64_t j, auto part) __attribute__((always_inline)) {
+    const Lanes<A> most = largest_gate(there, j, part);
+    Lanes<A> total{};
+    Lanes<A> mean{};
+    for (int64_t k = 0; k < there.count; ++k) {
+      const Lanes<A> odds = odds_of(there, k, j, part, most);
+      const auto quotient = tanh_lanes<T>(load(there.values[k] + j, part));
+      const Lanes<A> bent = quotient.top / quotient.bottom;
+      total += odds;
+      mean += odds * bent;
+      store(shares(k), odds, Whole{});
+      store(bents(k), bent, Whole{});
+    }
+    mean /= total;
+    const Lanes<A> g = load(grad + j, part) / total;
+    for (int64_t m = 0, k = 0; m < args.rows.count; ++m) {
+      if (!row.present(m)) {
+        continue;
+      }
+      const Lanes<A> share = g * load(shares(k), Whole{});
+      const Lanes<A> bent = load(bents(k++), Whole{});
+      if (T* to = target(args.grad_values, m)) {
+        store(to + j, share * (A(1) - bent * bent), part);
+      }
+      if (T* to = m < args.gates ? target(args.grad_gates, m) : nullptr) {
+        store(to + j, share * (bent - mean), part);
+      }
+    }
+  });
+  for (int64_t m = 0; m < args.rows.count; ++m) {
+    if (!row.present(m)) {
+      if (T* to = target(args.grad_values, m)) {
+        zero_row(to, args.rows.cols);
+      }
+      if (T* to = m < args.gates ? target(args.grad_gates, m) : nullptr) {
+        zero_row(to, args.rows.cols);
+      }
+    }
+  }
 }
 
 // Rows begin..end.
@@ -135,11 +220,9 @@ void gated_sum_backward(const GatedSumArgs& args, int64_t begin, int64_t end) {
   using A = accumulator_t<T>;
   const int64_t count = args.rows.count;
   const int64_t cols = args.rows.cols;
-  A* shares = new A[2 * count * kGateTile];
-  A* bent = shares + count * kGateTile;  // tanh of the values
-  A total[kGateTile];
-  A mean[kGateTile];
-  A grad[kGateTile];
+  const T** sources = new const T*[2 * count];
+  A* scratch = new A[2 * count * kLanes<A>];
+  Gated<T> there{sources, sources + count, 0};
   const bool all_wanted = count == 2 && args.gates == 1 && args.grad_values[0] &&
                           args.grad_values[1] && args.grad_gates[0];
   Row<T> row(args.rows, begin);
@@ -151,47 +234,9 @@ void gated_sum_backward(const GatedSumArgs& args, int64_t begin, int64_t end) {
                           static_cast<T*>(args.grad_gates[0]) + r * cols, cols);
       continue;
     }
-    for (int64_t j0 = 0; j0 < cols; j0 += kGateTile) {
-      const int64_t n = cols - j0 < kGateTile ? cols - j0 : kGateTile;
-      load_tile(grad, row.source(args.grad_source) + j0, n);
-      gate_shares(args, row, j0, n, shares, total);
-      zero_tile(mean, n);
-      for (int64_t m = 0; m < count; ++m) {
-        if (row.present(m)) {
-          A* share = shares + m * kGateTile;
-          A* t = bent + m * kGateTile;
-          const T* value = row.source(m) + j0;
-          for (int64_t j = 0; j < n; ++j) {
-            share[j] /= total[j];
-            t[j] = vtanh(widen(value[j]));
-            mean[j] += share[j] * t[j];
-          }
-        }
-      }
-      for (int64_t m = 0; m < count; ++m) {
-        const int64_t at = r * cols + j0;
-        T* to_value = args.grad_values[m] ? static_cast<T*>(args.grad_values[m]) + at : nullptr;
-        T* to_gate = m < args.gates && args.grad_gates[m] ? static_cast<T*>(args.grad_gates[m]) + at
-                                                          : nullptr;
-        const bool present = row.present(m);
-        const A* share = shares + m * kGateTile;
-        const A* t = bent + m * kGateTile;
-        if (to_value && present) {
-          for (int64_t j = 0; j < n; ++j) {
-            to_value[j] = narrow<T>(grad[j] * share[j] * (A(1) - t[j] * t[j]));
-          }
-        } else if (to_value) {
-          zero_row(to_value, n);
-        }
-        if (to_gate && present) {
-          for (int64_t j = 0; j < n; ++j) {
-            to_gate[j] = narrow<T>(grad[j] * share[j] * (t[j] - mean[j]));
-          }
-        } else if (to_gate) {
-          zero_row(to_gate, n);
-        }
-      }
-    }
+    find_present(args, row, there);
+    gated_row_backward(args, row, r, there, scratch);
   }
-  delete[] shares;
+  delete[] scratch;
+  delete[] sources;
 }
