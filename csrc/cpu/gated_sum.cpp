@@ -7,11 +7,6 @@
 #include "concat_linear_call.h"
 #include "vector_math.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-#include <type_traits>
-
 #define MMFAST_ISA_SOURCE "gated_sum_kernels.h"
 #include "foreach_isa.h"
 #include "row_call.h"

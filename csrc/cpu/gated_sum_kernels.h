@@ -5,12 +5,6 @@
 // and this on both
 #include "row_kernels.h"
 
-// For |x| <= 87.
-template <typename V>
-MMFAST_INLINE V exp_lanes(const V& x) {
-  return map_lanes(x, [](auto each) __attribute__((always_inline)) { return vexp_bounded(each); });
-}
-
 // Of each lane; T is what the result will be rounded to.
 template <typename T, typename V>
 MMFAST_INLINE Quotient<V> tanh_lanes(const V& x) {
@@ -49,7 +43,7 @@ MMFAST_INLINE V odds_against(const V& gate) {
 template <typename T>
 MMFAST_INLINE void gated_pair(const T* first, const T* second, const T* gate, T* to, int64_t n) {
   using A = accumulator_t<T>;
-  for_lanes<A>(n, [&](int64_t j, auto part) __attribute__((always_inline)) {
+  for_lanes<A>(n, [&](int64_t j, auto part) MMFAST_LAMBDA {
     const Lanes<A> odds = odds_against(load(gate + j, part));
     const auto a = tanh_lanes<T>(load(first + j, part));
     const auto b = tanh_lanes<T>(load(second + j, part));
@@ -64,7 +58,7 @@ MMFAST_INLINE void gated_pair_backward(const T* grad, const T* first, const T* s
                                        const T* gate, T* to_first, T* to_second, T* to_gate,
                                        int64_t n) {
   using A = accumulator_t<T>;
-  for_lanes<A>(n, [&](int64_t j, auto part) __attribute__((always_inline)) {
+  for_lanes<A>(n, [&](int64_t j, auto part) MMFAST_LAMBDA {
     const Lanes<A> odds = odds_against(load(gate + j, part));
     const auto a = tanh_lanes<T>(load(first + j, part));
     const auto b = tanh_lanes<T>(load(second + j, part));
@@ -126,7 +120,7 @@ MMFAST_INLINE Lanes<accumulator_t<T>> odds_of(const Gated<T>& there, int64_t k, 
 template <typename T>
 MMFAST_INLINE void gated_row(const Gated<T>& there, T* to, int64_t n) {
   using A = accumulator_t<T>;
-  for_lanes<A>(n, [&](int64_t j, auto part) __attribute__((always_inline)) {
+  for_lanes<A>(n, [&](int64_t j, auto part) MMFAST_LAMBDA {
     const Lanes<A> most = largest_gate(there, j, part);
     Lanes<A> total{};
     Lanes<A> sum{};
@@ -173,7 +167,7 @@ MMFAST_INLINE void gated_row_backward(const GatedSumArgs& args, const Row<T>& ro
   const auto shares = [&](int64_t k) { return scratch + 2 * k * kLanes<A>; };
   const auto bents = [&](int64_t k) { return shares(k) + kLanes<A>; };
   const int64_t n = there.count > 0 ? args.rows.cols : 0;
-  for_lanes<A>(n, [&](int64_t j, auto part) __attribute__((always_inline)) {
+  for_lanes<A>(n, [&](int64_t j, auto part) MMFAST_LAMBDA {
     const Lanes<A> most = largest_gate(there, j, part);
     Lanes<A> total{};
     Lanes<A> mean{};

@@ -8,6 +8,10 @@
 #include <string>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace mmfast {
 
 // amx uses the kernels of avx512_bf16; it says that the library multiplies bfloat16 in tiles, which

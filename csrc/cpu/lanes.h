@@ -60,6 +60,19 @@ MMFAST_INLINE V map_lanes(const V& x, const F& f) {
   return result;
 }
 
+template <typename V>
+MMFAST_INLINE auto sum_of_lanes(const V& x) {
+  using A = std::remove_cvref_t<decltype(x[0])>;
+  A each[kLanes<A>];
+  __builtin_memcpy(each, &x, sizeof(x));
+  for (int64_t half = kLanes<A> / 2; half > 0; half /= 2) {
+    for (int64_t i = 0; i < half; ++i) {
+      each[i] += each[i + half];
+    }
+  }
+  return each[0];
+}
+
 // NaN stays NaN.
 template <typename V>
 MMFAST_INLINE V clamp(const V& x, double low, double high) {
@@ -72,6 +85,12 @@ MMFAST_INLINE V clamp(const V& x, double low, double high) {
 #endif
   const V below = most < x ? most : x;
   return below < least ? least : below;
+}
+
+// For |x| <= 87.
+template <typename V>
+MMFAST_INLINE V exp_lanes(const V& x) {
+  return map_lanes(x, [](auto each) MMFAST_LAMBDA { return vexp_bounded(each); });
 }
 
 #if MMFAST_ISA_LEVEL >= 2

@@ -1,6 +1,8 @@
 // Inner loops of rank_product; see rank_product.h. Included once per instruction set.
+#include "lanes.h"
+// which the next ones build on
 #include "tile_kernels.h"
-// which the next one builds on
+// and this on both
 #include "row_kernels.h"
 
 constexpr int64_t kProductTile = 128;  // of every factor, so that all stay in cache
@@ -24,25 +26,50 @@ MMFAST_INLINE void fill_tile(A* tile, A value, int64_t n) {
   }
 }
 
-// tile += weight * product of two or three factors
-template <typename T, typename A>
-MMFAST_INLINE void add_product(A* __restrict tile, A weight, const T* __restrict a,
-                               const T* __restrict b, const T* __restrict c, int64_t n) {
-  if (c) {
-    for (int64_t j = 0; j < n; ++j) {
-      tile[j] += weight * widen(a[j]) * widen(b[j]) * widen(c[j]);
-    }
-  } else {
-    for (int64_t j = 0; j < n; ++j) {
-      tile[j] += weight * widen(a[j]) * widen(b[j]);
-    }
-  }
-}
-
 // Whether a row has two or three factors that are all there: their products stay in registers.
 template <typename T>
 MMFAST_INLINE bool is_short(const RankProductArgs& args, const Row<T>& row) {
   return (args.rows.count == 2 || args.rows.count == 3) && row.all_present();
+}
+
+// Sum over ranks of the products of so few factors, for `vectors` vectors side by side: they stay
+// in registers while the ranks of a row are read in long enough pieces.
+template <int64_t count, int64_t vectors, typename T, typename P>
+MMFAST_INLINE void short_product(const RankProductArgs& args, const T* const* factors, T* to,
+                                 int64_t j, P part) {
+  using A = accumulator_t<T>;
+  Lanes<A> sum[vectors] = {};
+  for (int64_t r = 0; r < args.ranks; ++r) {
+    const A weight = rank_weight<T>(args, r);
+    const int64_t at = r * args.rows.cols + j;
+#pragma GCC unroll 8
+    for (int64_t v = 0; v < vectors; ++v) {
+      Lanes<A> product = weight * load(factors[0] + at + v * kLanes<A>, part);
+      product *= load(factors[1] + at + v * kLanes<A>, part);
+      if constexpr (count == 3) {
+        product *= load(factors[2] + at + v * kLanes<A>, part);
+      }
+      sum[v] += product;
+    }
+  }
+#pragma GCC unroll 8
+  for (int64_t v = 0; v < vectors; ++v) {
+    store(to + j + v * kLanes<A>, sum[v], part);
+  }
+}
+
+template <int64_t count, typename T>
+MMFAST_INLINE void short_row(const RankProductArgs& args, const Row<T>& row, T* to) {
+  using A = accumulator_t<T>;
+  constexpr int64_t kVectors = 8;
+  const T* factors[] = {row.source(0), row.source(1), row.source(count - 1)};
+  int64_t j = 0;
+  for (; j + kVectors * kLanes<A> <= args.rows.cols; j += kVectors * kLanes<A>) {
+    short_product<count, kVectors>(args, factors, to, j, Whole{});
+  }
+  for_lanes<A>(args.rows.cols - j, [&](int64_t i, auto part) MMFAST_LAMBDA {
+    short_product<count, 1>(args, factors, to, j + i, part);
+  });
 }
 
 // Rows begin..end of the result.
@@ -54,17 +81,19 @@ void rank_product(const RankProductArgs& args, int64_t begin, int64_t end) {
   A product[kTile];
   Row<T> row(args.rows, begin);
   for (int64_t b = begin; b < end; ++b, row.cursor.next()) {
+    T* to = static_cast<T*>(args.out) + b * cols;
+    if (is_short(args, row)) {
+      if (args.rows.count == 2) {
+        short_row<2>(args, row, to);
+      } else {
+        short_row<3>(args, row, to);
+      }
+      continue;
+    }
     for (int64_t j0 = 0; j0 < cols; j0 += kTile) {
       const int64_t n = cols - j0 < kTile ? cols - j0 : kTile;
       zero_tile(tile, n);
-      const bool is_short_row = is_short(args, row);
       for (int64_t r = 0; r < args.ranks; ++r) {
-        if (is_short_row) {
-          const int64_t at = r * cols + j0;
-          add_product(tile, rank_weight<T>(args, r), row.source(0) + at, row.source(1) + at,
-                      args.rows.count == 3 ? row.source(2) + at : nullptr, n);
-          continue;
-        }
         fill_tile(product, rank_weight<T>(args, r), n);
         for (int64_t m = 0; m < args.rows.count; ++m) {
           if (row.present(m)) {
@@ -73,7 +102,7 @@ void rank_product(const RankProductArgs& args, int64_t begin, int64_t end) {
         }
         add_tile(tile, product, n);
       }
-      store_tile(static_cast<T*>(args.out) + b * cols + j0, tile, n);
+      store_tile(to + j0, tile, n);
     }
   }
 }
@@ -125,66 +154,58 @@ MMFAST_INLINE void rank_product_tile_backward(const RankProductArgs& args, const
   }
 }
 
-// The same where two or three factors are all there and all gradients are wanted.
-template <typename T, typename A>
-MMFAST_INLINE A short_product_backward(const T* __restrict grad, A weight, const T* __restrict a,
-                                       const T* __restrict b, T* __restrict to_a,
-                                       T* __restrict to_b, int64_t n) {
-  A sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < n; ++j) {
-    const A g = widen(grad[j]);
-    const A x = widen(a[j]);
-    const A y = widen(b[j]);
-    sum += g * (x * y);
-    to_a[j] = narrow<T>(weight * g * y);
-    to_b[j] = narrow<T>(weight * g * x);
-  }
-  return sum;
-}
-
-template <typename T, typename A>
-MMFAST_INLINE A short_product_backward(const T* __restrict grad, A weight, const T* __restrict a,
-                                       const T* __restrict b, const T* __restrict c,
-                                       T* __restrict to_a, T* __restrict to_b, T* __restrict to_c,
-                                       int64_t n) {
-  A sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < n; ++j) {
-    const A g = widen(grad[j]);
-    const A x = widen(a[j]);
-    const A y = widen(b[j]);
-    const A z = widen(c[j]);
-    sum += g * (x * y * z);
-    to_a[j] = narrow<T>(weight * g * z * y);
-    to_b[j] = narrow<T>(weight * g * z * x);
-    to_c[j] = narrow<T>(weight * g * (x * y));
-  }
-  return sum;
+// The same where two or three factors are all there and all gradients are wanted; returns what the
+// rank's weight gets.
+template <int64_t count, typename T, typename A>
+MMFAST_INLINE A short_product_backward(const T* grad, A weight, const T* const* factors,
+                                       T* const* to, int64_t n) {
+  const T* a = factors[0];
+  const T* b = factors[1];
+  const T* c = factors[count - 1];
+  T* to_a = to[0];
+  T* to_b = to[1];
+  T* to_c = to[count - 1];
+  Lanes<A> sum{};
+  for_lanes<A>(n, [&](int64_t j, auto part) MMFAST_LAMBDA {
+    const Lanes<A> g = load(grad + j, part);
+    const Lanes<A> x = load(a + j, part);
+    const Lanes<A> y = load(b + j, part);
+    const Lanes<A> scaled = weight * g;
+    if constexpr (count == 2) {
+      sum += g * (x * y);
+      store(to_a + j, scaled * y, part);
+      store(to_b + j, scaled * x, part);
+    } else {
+      const Lanes<A> z = load(c + j, part);
+      const Lanes<A> behind = scaled * z;
+      const Lanes<A> before = x * y;
+      sum += g * (before * z);
+      store(to_a + j, behind * y, part);
+      store(to_b + j, behind * x, part);
+      store(to_c + j, scaled * before, part);
+    }
+  });
+  return sum_of_lanes(sum);
 }
 
 // Gradients of all ranks of one row, as above.
-template <typename T, typename A>
+template <int64_t count, typename T, typename A>
 MMFAST_INLINE void short_row_backward(const RankProductArgs& args, const Row<T>& row, int64_t b,
                                       A* weight_sums) {
   const int64_t cols = args.rows.cols;
   const T* grad = row.source(args.grad_source);
-  const auto to = [&](int64_t m, int64_t at) {
-    return static_cast<T*>(args.grads[m]) + b * args.ranks * cols + at;
-  };
   for (int64_t r = 0; r < args.ranks; ++r) {
     const A weight = rank_weight<T>(args, r);
     A row_sum = 0;
-    for (int64_t j0 = 0; j0 < cols; j0 += kProductTile) {  // a sum of no more rounds less
-      const int64_t n = cols - j0 < kProductTile ? cols - j0 : kProductTile;
-      const int64_t at = r * cols + j0;
-      const T* x = row.source(0) + at;
-      const T* y = row.source(1) + at;
-      const A sum = args.rows.count == 2
-                        ? short_product_backward(grad + j0, weight, x, y, to(0, at), to(1, at), n)
-                        : short_product_backward(grad + j0, weight, x, y, row.source(2) + at,
-                                                 to(0, at), to(1, at), to(2, at), n);
-      row_sum += sum;
+    for (int64_t j = 0; j < cols; j += kDotBlock<A>) {  // a sum of no more rounds less
+      const T* factors[count];
+      T* to[count];
+      for (int64_t m = 0; m < count; ++m) {
+        factors[m] = row.source(m) + r * cols + j;
+        to[m] = static_cast<T*>(args.grads[m]) + (b * args.ranks + r) * cols + j;
+      }
+      const int64_t n = cols - j < kDotBlock<A> ? cols - j : kDotBlock<A>;
+      row_sum += short_product_backward<count>(grad + j, weight, factors, to, n);
     }
     if (weight_sums) {
       weight_sums[r] += row_sum;
@@ -216,7 +237,11 @@ void rank_product_backward(const RankProductArgs& args, int64_t begin, int64_t e
     Row<T> row(args.rows, first);
     for (int64_t b = first; b < last; ++b, row.cursor.next()) {
       if (all_wanted && is_short(args, row)) {
-        short_row_backward(args, row, b, sums);
+        if (args.rows.count == 2) {
+          short_row_backward<2>(args, row, b, sums);
+        } else {
+          short_row_backward<3>(args, row, b, sums);
+        }
         continue;
       }
       for (int64_t r = 0; r < args.ranks; ++r) {

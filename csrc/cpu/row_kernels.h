@@ -39,124 +39,109 @@ MMFAST_INLINE void zero_tile(A* to, int64_t n) {
 
 // to += factor * from
 template <typename T, typename A>
-MMFAST_INLINE void add_scaled(A* __restrict to, A factor, const T* __restrict from, int64_t n) {
-  for (int64_t j = 0; j < n; ++j) {
-    to[j] += factor * widen(from[j]);
-  }
-}
-
-// Long sums go by blocks: the rounding errors of one running sum grow with its length. There are as
-// many running sums as a vector has lanes; each takes 16 products of a block. Blocks are few: they
-// are added in double.
-constexpr int64_t kDotBlock = MMFAST_ISA_LEVEL >= 2 ? 256 : MMFAST_ISA_LEVEL == 1 ? 128 : 64;
-
-template <typename X, typename Y, typename A>
-MMFAST_INLINE A dot_of(const X* __restrict x, const Y* __restrict y, int64_t n, A) {
-  double total = 0;
-  for (int64_t j0 = 0; j0 < n; j0 += kDotBlock) {
-    const int64_t end = j0 + kDotBlock < n ? j0 + kDotBlock : n;
-    A sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = j0; j < end; ++j) {
-      sum += A(widen(x[j])) * A(widen(y[j]));
-    }
-    total += sum;
-  }
-  return A(total);
+MMFAST_INLINE void add_scaled(A* to, A factor, const T* from, int64_t n) {
+  for_lanes<A>(n, [&](int64_t j, auto part) MMFAST_LAMBDA {
+    store(to + j, load(to + j, part) + factor * load(from + j, part), part);
+  });
 }
 
 // Where few inputs are combined and all are there, sums stay in registers instead of in a tile.
 constexpr int64_t kFew = 4;
 
-template <int count, typename O, typename T, typename A>
-MMFAST_INLINE void weigh(O* __restrict to, const T* const* from, const A* weights, int64_t n) {
-  const T* __restrict x0 = from[0];
-  const T* __restrict x1 = from[count > 1 ? 1 : 0];
-  const T* __restrict x2 = from[count > 2 ? 2 : 0];
-  const T* __restrict x3 = from[count > 3 ? 3 : 0];
-  const A w0 = weights[0];
-  const A w1 = weights[count > 1 ? 1 : 0];
-  const A w2 = weights[count > 2 ? 2 : 0];
-  const A w3 = weights[count > 3 ? 3 : 0];
-#pragma omp simd
-  for (int64_t j = 0; j < n; ++j) {
-    A sum = w0 * widen(x0[j]);
-    if constexpr (count > 1) {
-      sum += w1 * widen(x1[j]);
-    }
-    if constexpr (count > 2) {
-      sum += w2 * widen(x2[j]);
-    }
-    if constexpr (count > 3) {
-      sum += w3 * widen(x3[j]);
-    }
-    to[j] = narrow<O>(sum);
-  }
-}
+// Long sums go by blocks: the rounding errors of one running sum grow with its length. There are as
+// many running sums as a vector has lanes; each takes 16 products of a block, then 16 blocks of a
+// run. Runs are few: they are added in double.
+template <typename A>
+constexpr int64_t kDotBlock = 16 * kLanes<A>;
+template <typename A>
+constexpr int64_t kDotRun = 16 * kDotBlock<A>;
 
-// to = sum of the weighted rows of at most kFew inputs
-template <typename O, typename T, typename A>
-MMFAST_INLINE void weigh_few(O* to, const T* const* from, const A* weights, int64_t count,
-                             int64_t n) {
-  switch (count) {
-    case 1:
-      return weigh<1>(to, from, weights, n);
-    case 2:
-      return weigh<2>(to, from, weights, n);
-    case 3:
-      return weigh<3>(to, from, weights, n);
-    default:
-      return weigh<4>(to, from, weights, n);
-  }
-}
-
-// The sums of dot_of for several inputs at once.
-template <int count, typename T, typename A>
-MMFAST_INLINE void dots(const T* __restrict x, const T* const* from, int64_t n, A* sums) {
-  const T* __restrict y0 = from[0];
-  const T* __restrict y1 = from[count > 1 ? 1 : 0];
-  const T* __restrict y2 = from[count > 2 ? 2 : 0];
-  const T* __restrict y3 = from[count > 3 ? 3 : 0];
-  double totals[kFew] = {};
-  for (int64_t j0 = 0; j0 < n; j0 += kDotBlock) {
-    const int64_t end = j0 + kDotBlock < n ? j0 + kDotBlock : n;
-    A s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-#pragma omp simd reduction(+ : s0, s1, s2, s3)
-    for (int64_t j = j0; j < end; ++j) {
-      const A v = widen(x[j]);
-      s0 += v * widen(y0[j]);
-      if constexpr (count > 1) {
-        s1 += v * widen(y1[j]);
-      }
-      if constexpr (count > 2) {
-        s2 += v * widen(y2[j]);
-      }
-      if constexpr (count > 3) {
-        s3 += v * widen(y3[j]);
+// Calls block(begin, end, sums) for the blocks of n elements, to add products to `sums`; returns
+// the totals.
+template <int64_t count, typename A, typename Block>
+MMFAST_INLINE void sum_by_blocks(int64_t n, A* totals, const Block& block) {
+  double all[count] = {};
+  for (int64_t i = 0; i < n; i += kDotRun<A>) {
+    const int64_t last = i + kDotRun<A> < n ? i + kDotRun<A> : n;
+    Lanes<A> run[count] = {};
+    for (int64_t j = i; j < last; j += kDotBlock<A>) {
+      Lanes<A> sums[count] = {};
+      block(j, j + kDotBlock<A> < last ? j + kDotBlock<A> : last, sums);
+      for (int64_t m = 0; m < count; ++m) {
+        run[m] += sums[m];
       }
     }
-    totals[0] += s0;
-    totals[1] += s1;
-    totals[2] += s2;
-    totals[3] += s3;
+    for (int64_t m = 0; m < count; ++m) {
+      all[m] += sum_of_lanes(run[m]);
+    }
   }
   for (int64_t m = 0; m < count; ++m) {
-    sums[m] = A(totals[m]);
+    totals[m] = A(all[m]);
   }
 }
 
-// sums[m] = x . from[m] for at most kFew inputs
-template <typename T, typename A>
-MMFAST_INLINE void dot_few(const T* x, const T* const* from, int64_t count, int64_t n, A* sums) {
+// sums[m] = x . from[m]
+template <int64_t count, typename X, typename Y, typename A>
+MMFAST_INLINE void dots(const X* x, const Y* const* from, int64_t n, A* totals) {
+  const Y* y[count];
+  __builtin_memcpy(y, from, sizeof(y));
+  sum_by_blocks<count>(n, totals, [&](int64_t begin, int64_t end, Lanes<A>* sums) MMFAST_LAMBDA {
+#if MMFAST_ISA_LEVEL >= 3
+    if constexpr (std::is_same_v<X, BFloat16> && std::is_same_v<Y, BFloat16>) {
+      for (int64_t j = begin; j < end; j += 32) {  // 32 products a step, without widening
+        const int64_t bytes = 2 * (end - j < 32 ? end - j : 32);
+        const __m512bh v = (__m512bh)load_bytes(x + j, bytes);
+        for (int64_t m = 0; m < count; ++m) {
+          sums[m] = (Lanes<A>)_mm512_dpbf16_ps((__m512)sums[m], v, (__m512bh)load_bytes(y[m] + j, bytes));
+        }
+      }
+      return;
+    }
+#endif
+    for_lanes<A>(end - begin, [&](int64_t j, auto part) MMFAST_LAMBDA {
+      const Lanes<A> v = load(x + begin + j, part);
+      for (int64_t m = 0; m < count; ++m) {
+        sums[m] += v * load(y[m] + begin + j, part);
+      }
+    });
+  });
+}
+
+template <typename X, typename Y, typename A>
+MMFAST_INLINE A dot_of(const X* x, const Y* y, int64_t n, A) {
+  A total;
+  dots<1>(x, &y, n, &total);
+  return total;
+}
+
+// to = (or, with `add`, to +=) the sum of the weighted rows
+template <int64_t count, bool add, typename O, typename T, typename A>
+MMFAST_INLINE void weigh(O* to, const T* const* from, const A* weights, int64_t n) {
+  const T* x[count];
+  A w[count];
+  __builtin_memcpy(x, from, sizeof(x));
+  __builtin_memcpy(w, weights, sizeof(w));
+  for_lanes<A>(n, [&](int64_t j, auto part) MMFAST_LAMBDA {
+    Lanes<A> sum = w[0] * load(x[0] + j, part);
+    for (int64_t m = 1; m < count; ++m) {
+      sum += w[m] * load(x[m] + j, part);
+    }
+    store(to + j, add ? load(to + j, part) + sum : sum, part);
+  });
+}
+
+// Calls f with std::integral_constant<int64_t, count> for a count of 1 .. kFew.
+template <typename F>
+MMFAST_INLINE void with_count(int64_t count, const F& f) {
   switch (count) {
     case 1:
-      return dots<1>(x, from, n, sums);
+      return f(std::integral_constant<int64_t, 1>());
     case 2:
-      return dots<2>(x, from, n, sums);
+      return f(std::integral_constant<int64_t, 2>());
     case 3:
-      return dots<3>(x, from, n, sums);
+      return f(std::integral_constant<int64_t, 3>());
     default:
-      return dots<4>(x, from, n, sums);
+      return f(std::integral_constant<int64_t, kFew>());
   }
 }
 

@@ -6,8 +6,10 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #define MMFAST_INLINE inline __attribute__((always_inline))
+#define MMFAST_LAMBDA __attribute__((always_inline))
 
 namespace mmfast {
 

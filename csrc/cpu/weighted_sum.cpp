@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "concat_linear_call.h"
+#include "vector_math.h"
 
 #define MMFAST_ISA_SOURCE "weighted_sum_kernels.h"
 #include "foreach_isa.h"

@@ -1,6 +1,8 @@
 // Inner loops of weighted_sum; see weighted_sum.h. Included once per instruction set.
+#include "lanes.h"
+// which the next ones build on
 #include "tile_kernels.h"
-// which the next one builds on
+// and this on both
 #include "row_kernels.h"
 
 // The weight of modality m in a row, where it is one number.
@@ -63,7 +65,7 @@ MMFAST_INLINE bool weighted_sum_few(const WeightedSumArgs& args, const Row<T>& r
     from[m] = row.source(m);
     weights[m] = weight_of(args, row, m);
   }
-  weigh_few(to, from, weights, count, args.rows.cols);
+  with_count(count, [&](auto few) MMFAST_LAMBDA { weigh<few, false>(to, from, weights, args.rows.cols); });
   return true;
 }
 
@@ -88,21 +90,16 @@ void weighted_sum(const WeightedSumArgs& args, int64_t begin, int64_t end) {
 
 // to = weight * grad and the result grad . x, in one pass; the sum is that of dot_of.
 template <typename T, typename A>
-MMFAST_INLINE A weigh_and_dot(T* __restrict to, A weight, const T* __restrict grad,
-                              const T* __restrict x, int64_t n) {
-  double total = 0;
-  for (int64_t j0 = 0; j0 < n; j0 += kDotBlock) {
-    const int64_t end = j0 + kDotBlock < n ? j0 + kDotBlock : n;
-    A sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = j0; j < end; ++j) {
-      const A g = widen(grad[j]);
-      sum += g * A(widen(x[j]));
-      to[j] = narrow<T>(weight * g);
-    }
-    total += sum;
-  }
-  return A(total);
+MMFAST_INLINE A weigh_and_dot(T* to, A weight, const T* grad, const T* x, int64_t n) {
+  A total;
+  sum_by_blocks<1>(n, &total, [&](int64_t begin, int64_t end, Lanes<A>* sum) MMFAST_LAMBDA {
+    for_lanes<A>(end - begin, [&](int64_t j, auto part) MMFAST_LAMBDA {
+      const Lanes<A> g = load(grad + begin + j, part);
+      *sum += g * load(x + begin + j, part);
+      store(to + begin + j, weight * g, part);
+    });
+  });
+  return total;
 }
 
 // Gradients of one row where each modality's weight is one number; `weight_sums` takes what is
