@@ -27,7 +27,11 @@ struct Scores {
   Scores(int64_t count, int64_t pairs)
       : count(count),
         stride((pairs + kLanes<A> - 1) / kLanes<A> * kLanes<A>),
-        data(new A[3 * count * stride]()) {}
+        data(new A[3 * count * stride]()) {
+    for (int64_t i = 0; i < count * stride; ++i) {
+      present(0)[i] = A(1);
+    }
+  }
   ~Scores() { delete[] data; }
   Scores(const Scores&) = delete;
   Scores& operator=(const Scores&) = delete;
@@ -95,10 +99,13 @@ MMFAST_INLINE void score_row(const AttentionPoolArgs& args, const Row<T>& row, i
       dot_inputs(row, few, row.source(args.grad_source) + first, first, size,
                  scores.grads(0) + pair, scores.stride);
     }
+    if (args.rows.present < 0 && args.grad_weights_source < 0) {
+      continue;
+    }
     for (int64_t m = 0; m < scores.count; ++m) {
       const bool present = row.present(m);
       scores.present(m)[pair] = A(present);
-      if (present && backward && args.grad_weights_source >= 0) {
+      if (present && args.grad_weights_source >= 0) {
         scores.grads(m)[pair] +=
             widen(row.source(args.grad_weights_source)[h * scores.count + m]);
       }

@@ -28,16 +28,22 @@ struct Part {
   int64_t n;
 };
 
-// Calls body(j, Whole{}) for every whole vector of n elements, and body(j, Part{..}) for the rest.
-template <typename A, typename Body>
-MMFAST_INLINE void for_lanes(int64_t n, const Body& body) {
+// Calls body(j, Whole{}) for every `step` of n elements, and body(j, Part{..}) for the rest.
+template <int64_t step, typename Body>
+MMFAST_INLINE void for_steps(int64_t n, const Body& body) {
   int64_t j = 0;
-  for (; j + kLanes<A> <= n; j += kLanes<A>) {
+  for (; j + step <= n; j += step) {
     body(j, Whole{});
   }
   if (j < n) {
     body(j, Part{n - j});
   }
+}
+
+// The same by vectors.
+template <typename A, typename Body>
+MMFAST_INLINE void for_lanes(int64_t n, const Body& body) {
+  for_steps<kLanes<A>>(n, body);
 }
 
 // All lanes the same.
@@ -65,12 +71,12 @@ MMFAST_INLINE auto sum_of_lanes(const V& x) {
   using A = std::remove_cvref_t<decltype(x[0])>;
   A each[kLanes<A>];
   __builtin_memcpy(each, &x, sizeof(x));
-  for (int64_t half = kLanes<A> / 2; half > 0; half /= 2) {
-    for (int64_t i = 0; i < half; ++i) {
-      each[i] += each[i + half];
-    }
+  A sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < kLanes<A>; ++i) {
+    sum += each[i];
   }
-  return each[0];
+  return sum;
 }
 
 // NaN stays NaN.
@@ -103,6 +109,12 @@ MMFAST_INLINE __m512i load_bytes(const void* from, int64_t n) {
 }
 MMFAST_INLINE void store_bytes(void* to, __m512i x, int64_t n) {
   _mm512_mask_storeu_epi8(to, ~uint64_t{0} >> (64 - n), x);
+}
+
+// 32 elements as they are, which AVX512-BF16 multiplies and adds in pairs.
+MMFAST_INLINE __m512i load_pairs(const BFloat16* from, Whole) { return _mm512_loadu_si512(from); }
+MMFAST_INLINE __m512i load_pairs(const BFloat16* from, Part part) {
+  return load_bytes(from, part.n * 2);
 }
 
 template <typename T>

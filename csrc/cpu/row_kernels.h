@@ -60,6 +60,14 @@ constexpr int64_t kDotRun = 16 * kDotBlock<A>;
 // the totals.
 template <int64_t count, typename A, typename Block>
 MMFAST_INLINE void sum_by_blocks(int64_t n, A* totals, const Block& block) {
+  if (n <= kDotBlock<A>) {  // the same sums, in fewer steps
+    Lanes<A> sums[count] = {};
+    block(0, n, sums);
+    for (int64_t m = 0; m < count; ++m) {
+      totals[m] = sum_of_lanes(sums[m]);
+    }
+    return;
+  }
   double all[count] = {};
   for (int64_t i = 0; i < n; i += kDotRun<A>) {
     const int64_t last = i + kDotRun<A> < n ? i + kDotRun<A> : n;
@@ -88,13 +96,13 @@ MMFAST_INLINE void dots(const X* x, const Y* const* from, int64_t n, A* totals) 
   sum_by_blocks<count>(n, totals, [&](int64_t begin, int64_t end, Lanes<A>* sums) MMFAST_LAMBDA {
 #if MMFAST_ISA_LEVEL >= 3
     if constexpr (std::is_same_v<X, BFloat16> && std::is_same_v<Y, BFloat16>) {
-      for (int64_t j = begin; j < end; j += 32) {  // 32 products a step, without widening
-        const int64_t bytes = 2 * (end - j < 32 ? end - j : 32);
-        const __m512bh v = (__m512bh)load_bytes(x + j, bytes);
+      for_steps<32>(end - begin, [&](int64_t j, auto part) MMFAST_LAMBDA {
+        const __m512bh v = (__m512bh)load_pairs(x + begin + j, part);
         for (int64_t m = 0; m < count; ++m) {
-          sums[m] = (Lanes<A>)_mm512_dpbf16_ps((__m512)sums[m], v, (__m512bh)load_bytes(y[m] + j, bytes));
+          const __m512bh w = (__m512bh)load_pairs(y[m] + begin + j, part);
+          sums[m] = (Lanes<A>)_mm512_dpbf16_ps((__m512)sums[m], v, w);
         }
-      }
+      });
       return;
     }
 #endif
