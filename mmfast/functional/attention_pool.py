@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mmfast.functional.common import broadcast, call, converted
+from mmfast.functional.common import broadcast, call
 from mmfast.ops.attention_pool import operator
 
 
@@ -64,5 +64,5 @@ def attention_pool(
     scale = (
         1 / temperature if temperature else 1 / math.sqrt(max(1, inputs[0].shape[-1] / num_heads))
     )
-    pooled, weights = call(operator, converted([*inputs, query]), present, (num_heads, scale))
+    pooled, weights = call(operator, [*inputs, query], present, (num_heads, scale))
     return (pooled, weights) if return_weights else pooled

@@ -29,14 +29,22 @@ def transformed() -> bool:
 
 def any_requires_grad(tensors: Iterable[Tensor | None]) -> bool:
     """Whether one of the tensors requires a gradient."""
-    return any(x is not None and x.requires_grad for x in tensors)
+    for x in tensors:  # noqa: SIM110  any() of a generator takes twice as long
+        if x is not None and x.requires_grad:
+            return True
+    return False
 
 
 def call(op: Fused, tensors: Sequence[Tensor], present: Tensor | None, options: Options) -> Found:
-    """Call ``op`` the way that fits: traced, transformed, with gradients or without."""
+    """Call ``op`` the way that fits: autocast, traced, transformed, with gradients or without."""
+    first = tensors[0]
+    on_cpu = first.is_cpu
+    device = "cpu" if on_cpu else first.device.type  # the latter makes two objects
+    if device != "meta" and torch.is_autocast_enabled(device):
+        tensors = autocast(device, tensors)  # type: ignore[assignment]
     try:
         # Transforms come first, also while tracing: they would not see into the operator.
-        if transformed() or tensors[0].device.type not in ("cpu", "meta"):
+        if not (on_cpu or device == "meta") or transformed():
             op.check(tensors, present, options)
             return op.formula(tensors, present, options)
         if torch.compiler.is_compiling():
@@ -50,19 +58,26 @@ def call(op: Fused, tensors: Sequence[Tensor], present: Tensor | None, options: 
         raise
 
 
+def is_sequence(x: object) -> bool:
+    """Whether ``x`` is a sequence other than a tensor."""
+    if isinstance(x, (list, tuple)):
+        return True
+    return isinstance(x, Sequence) and not isinstance(x, Tensor)
+
+
 def broadcast(
     name: str,
     inputs: Sequence[Tensor],
     present: Tensor | None,
     row_dims: int = 1,
-) -> tuple[list[Tensor], Tensor | None]:
+) -> tuple[Sequence[Tensor], Tensor | None]:
     """Inputs and ``present`` expanded to one shape; nothing is copied.
 
     Raises:
         TypeError: ``inputs`` is not a sequence of tensors.
         ValueError: the shapes do not broadcast together.
     """
-    if isinstance(inputs, Tensor) or not isinstance(inputs, Sequence):
+    if not is_sequence(inputs):
         raise TypeError(f"{name} must be a sequence of tensors, got {type(inputs).__name__}")
     for i, x in enumerate(inputs):
         if not isinstance(x, Tensor):
@@ -70,16 +85,11 @@ def broadcast(
     if not inputs:
         raise ValueError(f"{name} is empty; it must hold at least one tensor")
     shape = inputs[0].shape
-    if not all(same_shape(x.shape, shape) for x in inputs):
-        try:
-            shape = torch.broadcast_shapes(*(x.shape for x in inputs))
-        except RuntimeError:
-            listed = ", ".join(str(tuple(x.shape)) for x in inputs[:8])
-            raise ValueError(
-                f"the shapes of {name} do not broadcast together: {listed}; sizes must be equal or "
-                "1, from the right"
-            ) from None
-        inputs = [x.expand(shape) for x in inputs]
+    for x in inputs:
+        if not same_shape(x.shape, shape):
+            shape = _common_shape(name, inputs)
+            inputs = [x.expand(shape) for x in inputs]
+            break
     if len(shape) < row_dims:
         check_tensors(name, inputs, row_dims)  # raises
     if isinstance(present, Tensor):
@@ -92,12 +102,15 @@ def broadcast(
                     f"present has shape {tuple(present.shape)}; it must be {wanted}, a value per "
                     "row and input, or broadcast to it"
                 ) from None
-    return list(inputs), present
+    return inputs, present  # type: ignore[return-value]
 
 
-def converted(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors as autocast wants them, where it is on."""
-    device = tensors[0].device.type
-    if device != "meta" and torch.is_autocast_enabled(device):
-        return autocast(device, tensors)  # type: ignore[return-value]
-    return list(tensors)
+def _common_shape(name: str, inputs: Sequence[Tensor]) -> torch.Size:
+    try:
+        return torch.broadcast_shapes(*(x.shape for x in inputs))
+    except RuntimeError:
+        listed = ", ".join(str(tuple(x.shape)) for x in inputs[:8])
+        raise ValueError(
+            f"the shapes of {name} do not broadcast together: {listed}; sizes must be equal or "
+            "1, from the right"
+        ) from None

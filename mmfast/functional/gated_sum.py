@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mmfast.functional.common import broadcast, call, converted
+from mmfast.functional.common import broadcast, call, is_sequence
 from mmfast.ops.gated_sum import operator
 
 
@@ -41,17 +41,19 @@ def gated_sum(
         torch.Size([8, 32])
     """
     values, present = broadcast("values", values, present)
-    if isinstance(gates, Tensor) or not isinstance(gates, Sequence):
+    if not is_sequence(gates):
         raise TypeError(f"gates must be a sequence of tensors, got {type(gates).__name__}")
     shape = values[0].shape
-    if any(isinstance(x, Tensor) and x.shape != shape for x in gates):
-        gates = [
-            x.expand(shape) if isinstance(x, Tensor) and _fits(x.shape, shape) else x for x in gates
-        ]
-    return call(operator, converted([*values, *gates]), present, (len(values),))  # type: ignore
+    for gate in gates:
+        if isinstance(gate, Tensor) and gate.shape != shape:
+            gates = [_expanded(x, shape) for x in gates]
+            break
+    return call(operator, [*values, *gates], present, (len(values),))  # type: ignore
 
 
-def _fits(shape: Sequence[int], wanted: Sequence[int]) -> bool:
-    return len(shape) <= len(wanted) and all(
-        size in (1, full) for size, full in zip(reversed(shape), reversed(wanted), strict=False)
-    )
+def _expanded(gate: Tensor, shape: Sequence[int]) -> Tensor:
+    """The gate expanded, or, where that cannot be, as it is: the checks say why."""
+    if not isinstance(gate, Tensor) or gate.dim() > len(shape):
+        return gate
+    sizes = zip(reversed(gate.shape), reversed(shape), strict=False)
+    return gate.expand(shape) if all(size in (1, full) for size, full in sizes) else gate

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mmfast.functional.common import broadcast, call, converted
+from mmfast.functional.common import broadcast, call
 from mmfast.ops.rank_product import operator
 
 
@@ -41,7 +41,7 @@ def rank_product(
         torch.Size([8, 32])
     """
     factors, present = broadcast("factors", factors, present, row_dims=2)
-    tensors = factors if weights is None else [*factors, weights]
     if weights is not None and not isinstance(weights, Tensor):
         raise TypeError(f"weights must be a tensor or None, got {type(weights).__name__}")
-    return call(operator, converted(tensors), present, (weights is not None,))  # type: ignore
+    tensors = factors if weights is None else [*factors, weights]
+    return call(operator, tensors, present, (weights is not None,))  # type: ignore

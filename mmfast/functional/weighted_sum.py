@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mmfast.functional.common import broadcast, call, converted
+from mmfast.functional.common import broadcast, call
 from mmfast.ops.fused import same_shape
 from mmfast.ops.weighted_sum import operator
 
@@ -54,11 +54,13 @@ def weighted_sum(
         per = _per(weights, shape, len(inputs))
     if per == "row" and not same_shape(weights.shape, (*shape[:-1], len(inputs))):
         weights = _expanded(weights, (*shape[:-1], len(inputs)))
-    return call(operator, converted([*inputs, weights]), present, (per, normalize))  # type: ignore
+    return call(operator, [*inputs, weights], present, (per, normalize))  # type: ignore
 
 
 def _per(weights: Tensor, shape: Sequence[int], count: int) -> str:
     """What the shape of ``weights`` says they belong to."""
+    if weights.dim() == 1 and weights.shape[0] == count:  # without a batch, also by row: the same
+        return "modality"
     row = (*shape[:-1], count)
     fits_row = weights.dim() == len(row) and all(
         size in (1, full) for size, full in zip(weights.shape, row, strict=True)
@@ -66,14 +68,11 @@ def _per(weights: Tensor, shape: Sequence[int], count: int) -> str:
     candidates = [
         name
         for name, fits in (
-            ("modality", same_shape(weights.shape, (count,))),
             ("feature", same_shape(weights.shape, (count, shape[-1]))),
             ("row", fits_row and weights.shape[-1] == count),
         )
         if fits
     ]
-    if candidates == ["modality", "row"]:  # no batch: the same either way
-        return "modality"
     if len(candidates) != 1:
         what = "could be per " + " or per ".join(candidates) if candidates else "fits nothing"
         raise ValueError(

@@ -188,11 +188,13 @@ def check_tensors(name: str, tensors: Sequence[Tensor], row_dims: int = 1) -> No
 
 
 def same_shape(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether two shapes are equal, from the right.
+    """Whether two shapes are equal, while tracing from the right.
 
     Tuples compare from the left before they look at lengths: while tracing, that ties the batch
     size to whatever stands first in the other shape.
     """
+    if not torch.compiler.is_compiling():
+        return a == b
     return len(a) == len(b) and a[::-1] == b[::-1]
 
 

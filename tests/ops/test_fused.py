@@ -48,7 +48,7 @@ def test_numbers(isa, name, dtype):
         if 0 in (*size.batch, size.cols):
             continue
         rules, seen, draws = {}, {}, 0
-        while draws < 6 or any(n < (1000 if f == 2 else 200) for (f, _), n in seen.items()):
+        while draws < 6 or any(n < (600 if f == 2 else 120) for (f, _), n in seen.items()):
             draws += 1
             variant, tensors, present, grads = problem(name, size, draws % 2 == 0, dtype)
             found = run(variant.call, tensors, present, grads)
