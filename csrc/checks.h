@@ -16,6 +16,16 @@
 
 namespace mmfast {
 
+// The name of a list's item, spelled out only where something is wrong with it.
+struct Item {
+  const char* list;
+  size_t i;
+};
+
+inline std::ostream& operator<<(std::ostream& out, const Item& item) {
+  return out << item.list << "[" << item.i << "]";
+}
+
 inline std::string shape_string(const Dims& sizes) {
   std::ostringstream out;
   out << "(";
@@ -35,13 +45,15 @@ inline std::string shape_string(const torch::stable::Tensor& t) {
   return shape_string(sizes_of(t));
 }
 
-inline void check_shape(const torch::stable::Tensor& t, const std::string& name,
+template <typename Name>
+void check_shape(const torch::stable::Tensor& t, const Name& name,
                         const Dims& shape) {
   STD_TORCH_CHECK(sizes_of(t) == shape, name, " has shape ", shape_string(t), "; it must be ",
                   shape_string(shape));
 }
 
-inline void check_floating(const torch::stable::Tensor& t, const std::string& name) {
+template <typename Name>
+void check_floating(const torch::stable::Tensor& t, const Name& name) {
   using torch::headeronly::ScalarType;
   const ScalarType dtype = t.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double ||
@@ -65,8 +77,9 @@ void check_storage(const torch::stable::Tensor& t, const Name& name) {
       " has elements but no memory: its storage was freed; compute with it before that");
 }
 
-inline void check_device(const torch::stable::Tensor& t, const std::string& name,
-                         const torch::stable::Tensor& reference, const char* reference_name) {
+template <typename Name, typename Reference>
+void check_device(const torch::stable::Tensor& t, const Name& name,
+                         const torch::stable::Tensor& reference, const Reference& reference_name) {
   int32_t type = 0;
   int32_t reference_type = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
@@ -77,8 +90,9 @@ inline void check_device(const torch::stable::Tensor& t, const std::string& name
 }
 
 // `t` lives where `reference` does, with the same dtype.
-inline void check_alike(const torch::stable::Tensor& t, const std::string& name,
-                        const torch::stable::Tensor& reference, const char* reference_name) {
+template <typename Name, typename Reference>
+void check_alike(const torch::stable::Tensor& t, const Name& name,
+                        const torch::stable::Tensor& reference, const Reference& reference_name) {
   STD_TORCH_CHECK(t.scalar_type() == reference.scalar_type(), name, " has dtype ",
                   torch::headeronly::toString(t.scalar_type()), " but ", reference_name, " has ",
                   torch::headeronly::toString(reference.scalar_type()), "; they must be equal");

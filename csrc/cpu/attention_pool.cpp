@@ -21,61 +21,32 @@ struct AttentionPool {
   AttentionPool(const std::vector<Tensor>& inputs, const Tensor& query,
                 const std::optional<Tensor>& present, int64_t heads, double scale,
                 const Tensor* grad, const std::optional<Tensor>& grad_weights)
-      : sources((check_list(inputs, "inputs", 1), batch_of(inputs[0]))) {
-    const Dims batch = batch_of(inputs[0]);
-    const int64_t count = static_cast<int64_t>(inputs.size());
-    const int64_t cols = inputs[0].size(inputs[0].dim() - 1);
+      : call(inputs, "inputs"),
+        shared_query(query.dim() == 1),
+        weights_sizes(call.batch()),
+        dtype(call.dtype()) {
+    const Dims sizes = sizes_of(inputs[0]);
+    const int64_t cols = sizes[sizes.size() - 1];
     STD_TORCH_CHECK(heads >= 1 && cols % heads == 0, "num_heads is ", heads,
                     "; it must divide the features of the inputs, ", cols);
-    check_alike(query, "query", inputs[0], "inputs[0]");
-    shared_query = query.dim() == 1;
-    check_shape(query, "query", shared_query ? Dims{cols} : sizes_of(inputs[0]));
-    check_storage(query, [] { return "query"; });
-    check_present(present, inputs[0], batch, count);
-    weights_sizes = batch;
     weights_sizes.push_back(heads);
-    weights_sizes.push_back(count);
-    for (const Tensor& x : inputs) {
-      sources.add(x);
-    }
-    int64_t next = count;
-    sources.add_repeated(query);
-    args.query_source = next++;
-    args.rows.present = -1;
-    args.grad_weights_source = -1;
-    if (grad) {
-      check_alike(*grad, "grad", inputs[0], "inputs[0]");
-      check_shape(*grad, "grad", sizes_of(inputs[0]));
-      check_storage(*grad, [] { return "grad"; });
-      sources.add(*grad);
-      args.grad_source = next++;
-    }
-    if (grad_weights) {
-      check_alike(*grad_weights, "grad_weights", inputs[0], "inputs[0]");
-      check_shape(*grad_weights, "grad_weights", weights_sizes);
-      check_storage(*grad_weights, [] { return "grad_weights"; });
-      sources.add(*grad_weights, 2);
-      args.grad_weights_source = next++;
-    }
-    if (present) {
-      args.rows.present_stride = sources.add_strided(*present);
-      args.rows.present = next++;
-    }
-    map.emplace(sources.rows());
-    args.rows.rows = map->view();
-    args.rows.data = sources.data();
-    args.rows.count = count;
-    args.rows.cols = cols;
-    args.rows.total = product(batch);
+    weights_sizes.push_back(static_cast<int64_t>(inputs.size()));
     args.heads = heads;
     args.scale = scale;
-    dtype = inputs[0].scalar_type();
+    args.query_source = call.add_repeated(query, "query", shared_query ? Dims{cols} : sizes);
+    args.grad_weights_source = -1;
+    if (grad) {
+      args.grad_source = call.add(*grad, "grad", sizes);
+    }
+    if (grad_weights) {
+      args.grad_weights_source = call.add(*grad_weights, "grad_weights", weights_sizes, 2);
+    }
+    args.rows = call.args(present, cols);
   }
 
-  RowSources sources;
+  RowCall call;
   bool shared_query;
   Dims weights_sizes;
-  std::optional<RowMapStorage> map;
   AttentionPoolArgs args{};
   ScalarType dtype;
 };

@@ -18,47 +18,22 @@ namespace {
 struct GatedSum {
   GatedSum(const std::vector<Tensor>& values, const std::vector<Tensor>& gates,
            const std::optional<Tensor>& present, const Tensor* grad)
-      : sources((check_list(values, "values", 1), batch_of(values[0]))) {
-    const Dims batch = batch_of(values[0]);
+      : call(values, "values"), dtype(call.dtype()) {
     const int64_t count = static_cast<int64_t>(values.size());
+    const Dims sizes = sizes_of(values[0]);
     args.gates = static_cast<int64_t>(gates.size());
     STD_TORCH_CHECK(args.gates == count || args.gates == count - 1, "gates holds ", args.gates,
                     " tensors; it must hold as many as values, ", count, ", or one fewer");
-    check_present(present, values[0], batch, count);
-    for (const Tensor& x : values) {
-      sources.add(x);
-    }
     for (size_t i = 0; i < gates.size(); ++i) {
-      const std::string name = "gates[" + std::to_string(i) + "]";
-      check_alike(gates[i], name, values[0], "values[0]");
-      check_shape(gates[i], name, sizes_of(values[0]));
-      check_storage(gates[i], [&] { return name; });
-      sources.add(gates[i]);
+      call.add(gates[i], Item{"gates", i}, sizes);
     }
-    int64_t next = count + args.gates;
-    args.rows.present = -1;
     if (grad) {
-      check_alike(*grad, "grad", values[0], "values[0]");
-      check_shape(*grad, "grad", sizes_of(values[0]));
-      check_storage(*grad, [] { return "grad"; });
-      sources.add(*grad);
-      args.grad_source = next++;
+      args.grad_source = call.add(*grad, "grad", sizes);
     }
-    if (present) {
-      args.rows.present_stride = sources.add_strided(*present);
-      args.rows.present = next++;
-    }
-    map.emplace(sources.rows());
-    args.rows.rows = map->view();
-    args.rows.data = sources.data();
-    args.rows.count = count;
-    args.rows.cols = values[0].size(values[0].dim() - 1);
-    args.rows.total = product(batch);
-    dtype = values[0].scalar_type();
+    args.rows = call.args(present, sizes[sizes.size() - 1]);
   }
 
-  RowSources sources;
-  std::optional<RowMapStorage> map;
+  RowCall call;
   GatedSumArgs args{};
   ScalarType dtype;
 };

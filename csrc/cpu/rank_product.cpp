@@ -18,50 +18,25 @@ namespace {
 struct RankProduct {
   RankProduct(const std::vector<Tensor>& factors, const std::optional<Tensor>& weights,
               const std::optional<Tensor>& present, const Tensor* grad)
-      : sources((check_list(factors, "factors", 2), batch_of(factors[0], 2))) {
-    const Dims batch = batch_of(factors[0], 2);
-    const int64_t count = static_cast<int64_t>(factors.size());
+      : call(factors, "factors", 2), out_sizes(call.batch()), dtype(call.dtype()) {
     const int64_t dims = factors[0].dim();
+    const int64_t cols = factors[0].size(dims - 1);
     args.ranks = factors[0].size(dims - 2);
-    args.rows.cols = factors[0].size(dims - 1);
-    out_sizes = batch;
-    out_sizes.push_back(args.rows.cols);
-    check_present(present, factors[0], batch, count);
+    out_sizes.push_back(cols);
     if (weights) {
-      check_alike(*weights, "weights", factors[0], "factors[0]");
-      check_shape(*weights, "weights", Dims{args.ranks});
-      check_storage(*weights, [] { return "weights"; });
+      call.check(*weights, "weights", Dims{args.ranks});
       dense_weights = contiguous_cpu(*weights);
       args.weights = dense_weights->const_data_ptr();
     }
-    for (const Tensor& x : factors) {
-      sources.add(x, 2);
-    }
-    int64_t next = count;
-    args.rows.present = -1;
     if (grad) {
-      check_alike(*grad, "grad", factors[0], "factors[0]");
-      check_shape(*grad, "grad", out_sizes);
-      check_storage(*grad, [] { return "grad"; });
-      sources.add(*grad);
-      args.grad_source = next++;
+      args.grad_source = call.add(*grad, "grad", out_sizes);
     }
-    if (present) {
-      args.rows.present_stride = sources.add_strided(*present);
-      args.rows.present = next++;
-    }
-    map.emplace(sources.rows());
-    args.rows.rows = map->view();
-    args.rows.data = sources.data();
-    args.rows.count = count;
-    args.rows.total = product(batch);
-    dtype = factors[0].scalar_type();
+    args.rows = call.args(present, cols);
   }
 
-  RowSources sources;
+  RowCall call;
   std::optional<Tensor> dense_weights;
   Dims out_sizes;
-  std::optional<RowMapStorage> map;
   RankProductArgs args{};
   ScalarType dtype;
 };

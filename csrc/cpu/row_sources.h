@@ -93,36 +93,6 @@ inline int64_t product(const Dims& sizes) {
   return result;
 }
 
-// Checks that every tensor of a list has the shape, dtype and device of the first.
-inline void check_list(const std::vector<Tensor>& list, const std::string& name, int64_t row_dims) {
-  STD_TORCH_CHECK(!list.empty(), name, " is empty; it must hold at least one tensor");
-  for (size_t i = 0; i < list.size(); ++i) {
-    const std::string item = name + "[" + std::to_string(i) + "]";
-    check_floating(list[i], item);
-    STD_TORCH_CHECK(list[i].dim() >= row_dims, item, " has shape ", shape_string(list[i]),
-                    "; it must have at least ", row_dims, " dimensions");
-    check_storage(list[i], [&] { return item; });
-    if (i > 0) {
-      check_alike(list[i], item, list[0], (name + "[0]").c_str());
-      check_shape(list[i], item, sizes_of(list[0]));
-    }
-  }
-}
-
-// present: bool (*batch, count)
-inline void check_present(const std::optional<Tensor>& present, const Tensor& input,
-                          const Dims& batch, int64_t count) {
-  if (present) {
-    STD_TORCH_CHECK(present->scalar_type() == ScalarType::Bool, "present has dtype ",
-                    torch::headeronly::toString(present->scalar_type()), "; it must be bool");
-    Dims sizes = batch;
-    sizes.push_back(count);
-    check_shape(*present, "present", sizes);
-    check_device(*present, "present", input, "inputs");
-    check_storage(*present, [] { return "present"; });
-  }
-}
-
 // Which rows a thread takes, and which of a row's sources are there. Plain pointers for kernels.
 struct RowArgs {
   RowMap rows;              // of the sources, in the order in which they were added
@@ -132,6 +102,108 @@ struct RowArgs {
   int64_t count;            // modalities
   int64_t cols;             // elements of a row
   int64_t total;            // rows
+};
+
+// The tensors of one call, each checked when it is added: those of a list, which set shape, dtype and
+// device of a row, and what else is read along with them.
+class RowCall {
+ public:
+  RowCall(const std::vector<Tensor>& list, const char* name, int64_t row_dims = 1)
+      : list_(checked(list, name, row_dims)),
+        name_(name),
+        batch_(batch_of(list[0], row_dims)),
+        sources_(batch_) {
+    for (const Tensor& x : list) {
+      sources_.add(x, row_dims);
+      ++count_;
+    }
+  }
+
+  const Dims& batch() const { return batch_; }
+  ScalarType dtype() const { return list_[0].scalar_type(); }
+
+  template <typename Name>
+  void check(const Tensor& t, const Name& name, const Dims& sizes) const {
+    check_alike(t, name, list_[0], Item{name_, 0});
+    check_shape(t, name, sizes);
+    check_storage(t, [&] { return name; });
+  }
+
+  // Adds a tensor of these sizes; returns its position among the sources, as all below do.
+  template <typename Name>
+  int64_t add(const Tensor& t, const Name& name, const Dims& sizes, int64_t row_dims = 1) {
+    check(t, name, sizes);
+    sources_.add(t, row_dims);
+    return count_++;
+  }
+
+  // Adds (*batch, row) or (row,).
+  int64_t add_repeated(const Tensor& t, const char* name, const Dims& sizes) {
+    check(t, name, sizes);
+    sources_.add_repeated(t);
+    return count_++;
+  }
+
+  // Adds (*batch, row), whose elements may stand anywhere; `stride` is theirs.
+  int64_t add_strided(const Tensor& t, const char* name, const Dims& sizes, int64_t& stride) {
+    check(t, name, sizes);
+    stride = sources_.add_strided(t);
+    return count_++;
+  }
+
+  // What kernels are told. `present`: bool (*batch, list's length).
+  RowArgs args(const std::optional<Tensor>& present, int64_t cols) {
+    RowArgs args{};
+    args.count = static_cast<int64_t>(list_.size());
+    args.cols = cols;
+    args.total = product(batch_);
+    args.present = -1;
+    if (present) {
+      check_present(*present, args.count);
+      args.present_stride = sources_.add_strided(*present);
+      args.present = count_++;
+    }
+    map_.emplace(sources_.rows());
+    args.rows = map_->view();
+    args.data = sources_.data();
+    return args;
+  }
+
+ private:
+  // Every tensor has the shape, dtype and device of the first.
+  static const std::vector<Tensor>& checked(const std::vector<Tensor>& list, const char* name,
+                                            int64_t row_dims) {
+    STD_TORCH_CHECK(!list.empty(), name, " is empty; it must hold at least one tensor");
+    for (size_t i = 0; i < list.size(); ++i) {
+      const Item item{name, i};
+      check_floating(list[i], item);
+      STD_TORCH_CHECK(list[i].dim() >= row_dims, item, " has shape ", shape_string(list[i]),
+                      "; it must have at least ", row_dims, " dimensions");
+      check_storage(list[i], [&] { return item; });
+      if (i > 0) {
+        check_alike(list[i], item, list[0], Item{name, 0});
+        check_shape(list[i], item, sizes_of(list[0]));
+      }
+    }
+    return list;
+  }
+
+  void check_present(const Tensor& present, int64_t count) const {
+    STD_TORCH_CHECK(present.scalar_type() == ScalarType::Bool, "present has dtype ",
+                    torch::headeronly::toString(present.scalar_type()), "; it must be bool");
+    Dims sizes = batch_;
+    sizes.push_back(count);
+    check_shape(present, "present", sizes);
+    check_device(present, "present", list_[0], name_);
+    check_storage(present, [] { return "present"; });
+  }
+
+  const std::vector<Tensor>& list_;
+  const char* name_;
+  Dims batch_;
+  RowSources sources_;
+  int64_t count_ = 0;
+  std::optional<RowMapStorage> map_;
 };
 
 // Sums over all rows of the batch go by chunks of so many, whose sums are added pairwise at the

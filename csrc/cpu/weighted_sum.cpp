@@ -28,59 +28,33 @@ WeightsPer parse_per(const std::string& per) {
 // A call's arguments, checked, and what keeps them alive.
 struct WeightedSum {
   WeightedSum(const std::vector<Tensor>& inputs, const Tensor& weights,
-              const std::optional<Tensor>& present, const std::string& per_name, bool normalize,
+              const std::optional<Tensor>& present, const std::string& per, bool normalize,
               const Tensor* grad)
-      : sources((check_list(inputs, "inputs", 1), batch_of(inputs[0]))) {
-    const Dims batch = batch_of(inputs[0]);
+      : call(inputs, "inputs"), dtype(call.dtype()) {
+    const Dims sizes = sizes_of(inputs[0]);
     const int64_t count = static_cast<int64_t>(inputs.size());
-    const int64_t cols = inputs[0].size(inputs[0].dim() - 1);
-    const WeightsPer per = parse_per(per_name);
-    Dims sizes = per == WeightsPer::row ? batch : Dims{};
-    sizes.push_back(count);
-    if (per == WeightsPer::feature) {
-      sizes.push_back(cols);
-    }
-    check_alike(weights, "weights", inputs[0], "inputs[0]");
-    check_shape(weights, "weights", sizes);
-    check_storage(weights, [] { return "weights"; });
-    check_present(present, inputs[0], batch, count);
-    for (const Tensor& x : inputs) {
-      sources.add(x);
-    }
-    int64_t next = count;
-    args.rows.present = -1;
-    if (grad) {
-      check_alike(*grad, "grad", inputs[0], "inputs[0]");
-      check_shape(*grad, "grad", sizes_of(inputs[0]));
-      check_storage(*grad, [] { return "grad"; });
-      sources.add(*grad);
-      args.grad_source = next++;
-    }
-    if (present) {
-      args.rows.present_stride = sources.add_strided(*present);
-      args.rows.present = next++;
-    }
-    if (per == WeightsPer::row) {
-      args.weights_stride = sources.add_strided(weights);
-      args.weights_source = next++;
+    const int64_t cols = sizes[sizes.size() - 1];
+    args.per = parse_per(per);
+    args.normalize = normalize;
+    if (args.per == WeightsPer::row) {
+      Dims weights_sizes = call.batch();
+      weights_sizes.push_back(count);
+      args.weights_source =
+          call.add_strided(weights, "weights", weights_sizes, args.weights_stride);
     } else {
+      call.check(weights, "weights",
+                 args.per == WeightsPer::feature ? Dims{count, cols} : Dims{count});
       dense_weights = contiguous_cpu(weights);
       args.weights = dense_weights->const_data_ptr();
     }
-    map.emplace(sources.rows());
-    args.rows.rows = map->view();
-    args.rows.data = sources.data();
-    args.rows.count = count;
-    args.rows.cols = cols;
-    args.rows.total = product(batch);
-    args.per = per;
-    args.normalize = normalize;
-    dtype = inputs[0].scalar_type();
+    if (grad) {
+      args.grad_source = call.add(*grad, "grad", sizes);
+    }
+    args.rows = call.args(present, cols);
   }
 
-  RowSources sources;
+  RowCall call;
   std::optional<Tensor> dense_weights;
-  std::optional<RowMapStorage> map;
   WeightedSumArgs args{};
   ScalarType dtype;
 };
