@@ -46,8 +46,7 @@ inline std::string shape_string(const torch::stable::Tensor& t) {
 }
 
 template <typename Name>
-void check_shape(const torch::stable::Tensor& t, const Name& name,
-                        const Dims& shape) {
+void check_shape(const torch::stable::Tensor& t, const Name& name, const Dims& shape) {
   STD_TORCH_CHECK(sizes_of(t) == shape, name, " has shape ", shape_string(t), "; it must be ",
                   shape_string(shape));
 }
@@ -79,7 +78,7 @@ void check_storage(const torch::stable::Tensor& t, const Name& name) {
 
 template <typename Name, typename Reference>
 void check_device(const torch::stable::Tensor& t, const Name& name,
-                         const torch::stable::Tensor& reference, const Reference& reference_name) {
+                  const torch::stable::Tensor& reference, const Reference& reference_name) {
   int32_t type = 0;
   int32_t reference_type = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
@@ -92,7 +91,7 @@ void check_device(const torch::stable::Tensor& t, const Name& name,
 // `t` lives where `reference` does, with the same dtype.
 template <typename Name, typename Reference>
 void check_alike(const torch::stable::Tensor& t, const Name& name,
-                        const torch::stable::Tensor& reference, const Reference& reference_name) {
+                 const torch::stable::Tensor& reference, const Reference& reference_name) {
   STD_TORCH_CHECK(t.scalar_type() == reference.scalar_type(), name, " has dtype ",
                   torch::headeronly::toString(t.scalar_type()), " but ", reference_name, " has ",
                   torch::headeronly::toString(reference.scalar_type()), "; they must be equal");

@@ -120,8 +120,9 @@ def test_one_operator_one_name(level):
 
 def test_every_operator_is_listed():
     """Whatever is registered is held to one name."""
-    import mmfast  # noqa: F401
     from torch._C import _dispatch_get_all_op_names
+
+    import mmfast  # noqa: F401
 
     names = {
         name.removeprefix("mmfast::").split(".")[0].removesuffix("_backward")

@@ -71,9 +71,8 @@ MMFAST_INLINE void dot_inputs(const Row<T>& row, bool few, const T* x, int64_t f
   if (few) {
     const FewInputs<T> inputs(row, first);
     A totals[kFew];
-    with_count(row.args.count, [&](auto count) MMFAST_LAMBDA {
-      dots<count>(x, inputs.from, size, totals);
-    });
+    with_count(row.args.count,
+               [&](auto count) MMFAST_LAMBDA { dots<count>(x, inputs.from, size, totals); });
     for (int64_t m = 0; m < row.args.count; ++m) {
       products[m * stride] = totals[m];
     }
@@ -106,8 +105,7 @@ MMFAST_INLINE void score_row(const AttentionPoolArgs& args, const Row<T>& row, i
       const bool present = row.present(m);
       scores.present(m)[pair] = A(present);
       if (present && args.grad_weights_source >= 0) {
-        scores.grads(m)[pair] +=
-            widen(row.source(args.grad_weights_source)[h * scores.count + m]);
+        scores.grads(m)[pair] += widen(row.source(args.grad_weights_source)[h * scores.count + m]);
       }
     }
   }

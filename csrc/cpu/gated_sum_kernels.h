@@ -100,7 +100,9 @@ MMFAST_INLINE void find_present(const GatedSumArgs& args, const Row<T>& row, Gat
 template <typename T, typename P>
 MMFAST_INLINE Lanes<accumulator_t<T>> largest_gate(const Gated<T>& there, int64_t j, P part) {
   using V = Lanes<accumulator_t<T>>;
-  const auto gate = [&](int64_t k) { return there.gates[k] ? load(there.gates[k] + j, part) : V{}; };
+  const auto gate = [&](int64_t k) {
+    return there.gates[k] ? load(there.gates[k] + j, part) : V{};
+  };
   V most = gate(0);
   for (int64_t k = 1; k < there.count; ++k) {
     const V other = gate(k);

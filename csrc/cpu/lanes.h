@@ -86,7 +86,8 @@ MMFAST_INLINE V clamp(const V& x, double low, double high) {
   const V most = lanes(A(high)), least = lanes(A(low));
 #if MMFAST_ISA_LEVEL >= 2  // where the comparisons below become masks
   if constexpr (sizeof(A) == 4) {
-    return (V)_mm512_maskz_max_ps(-1, (__m512)least, _mm512_maskz_min_ps(-1, (__m512)most, (__m512)x));
+    return (V)_mm512_maskz_max_ps(-1, (__m512)least,
+                                  _mm512_maskz_min_ps(-1, (__m512)most, (__m512)x));
   }
 #endif
   const V below = most < x ? most : x;

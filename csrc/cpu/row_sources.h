@@ -104,8 +104,8 @@ struct RowArgs {
   int64_t total;            // rows
 };
 
-// The tensors of one call, each checked when it is added: those of a list, which set shape, dtype and
-// device of a row, and what else is read along with them.
+// The tensors of one call, each checked when it is added: those of a list, which set shape, dtype
+// and device of a row, and what else is read along with them.
 class RowCall {
  public:
   RowCall(const std::vector<Tensor>& list, const char* name, int64_t row_dims = 1)

@@ -65,7 +65,8 @@ MMFAST_INLINE bool weighted_sum_few(const WeightedSumArgs& args, const Row<T>& r
     from[m] = row.source(m);
     weights[m] = weight_of(args, row, m);
   }
-  with_count(count, [&](auto few) MMFAST_LAMBDA { weigh<few, false>(to, from, weights, args.rows.cols); });
+  with_count(count,
+             [&](auto few) MMFAST_LAMBDA { weigh<few, false>(to, from, weights, args.rows.cols); });
   return true;
 }
 

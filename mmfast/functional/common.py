@@ -102,7 +102,7 @@ def broadcast(
                     f"present has shape {tuple(present.shape)}; it must be {wanted}, a value per "
                     "row and input, or broadcast to it"
                 ) from None
-    return inputs, present  # type: ignore[return-value]
+    return inputs, present
 
 
 def _common_shape(name: str, inputs: Sequence[Tensor]) -> torch.Size:

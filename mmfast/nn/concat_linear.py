@@ -15,7 +15,7 @@ from mmfast.nn.fusion import (
     sizes,
     without_absent,
 )
-from mmfast.ops.concat_linear import check_activation, check_arguments
+from mmfast.ops.concat_linear import check_activation, check_arguments, check_index_range
 
 Index = Sequence[Tensor | None] | Mapping[str, Tensor | None]
 
@@ -146,9 +146,9 @@ class ConcatLinear(Fusion):
     ) -> Tensor:
         """Join ``inputs``; see the class for shapes, ``mmfast.concat_linear`` for ``index``.
 
-        ``index`` is a sequence or a mapping as ``inputs`` is; a mapping may leave inputs out. It
-        cannot be given with ``present``: an entry that is absent would still multiply the row that
-        it picks.
+        ``index`` is a sequence or a mapping as ``inputs`` is; a mapping may leave inputs out. With
+        ``present``, the batch shape of an input that has an index is that of the index, and what is
+        absent is the entry: the row that it would pick is there for other entries.
         """
         tensors = by_name(inputs, self.names)
         if isinstance(index, Mapping):
@@ -166,13 +166,18 @@ class ConcatLinear(Fusion):
                 f"inputs have last sizes {list(widths)}; in_features says {list(self.in_features)}"
             )
         if present is not None:
+            batches = [x.shape[:-1] for x in tensors]
             if index is not None:
-                raise ValueError(
-                    "present and index are both given; one of them must be None (index the inputs "
-                    "first, as in input[index], to have rows that are absent)"
-                )
-            check_present(present, [x.shape[:-1] for x in tensors])
-            tensors = without_absent(tensors, present)
+                check_arguments(tensors, self.weight, self.bias, self.activation, index)
+                batches = [
+                    shape if entries is None else entries.shape
+                    for shape, entries in zip(batches, index, strict=True)
+                ]
+            check_present(present, batches)
+            if index is None:
+                tensors = without_absent(tensors, present)
+            else:
+                tensors, index = _without_absent_entries(tensors, present, index)
         return functional.concat_linear(
             tensors, self.weight, self.bias, activation=self.activation, index=index
         )
@@ -191,3 +196,31 @@ class ConcatLinear(Fusion):
         """The arguments, as ``print(module)`` shows them."""
         text = f"{super().extra_repr()}, bias={self.bias is not None}"
         return text if self.activation == "none" else f"{text}, activation={self.activation!r}"
+
+
+def _without_absent_entries(
+    inputs: Sequence[Tensor], present: Tensor, index: Sequence[Tensor | None]
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Inputs and index in which absent entries pick a row of zeros, put behind the others."""
+    # What lies beyond the rows of an input stands for nothing where it is absent.
+    picked = [
+        None if entries is None else torch.broadcast_tensors(entries, present[..., i])
+        for i, entries in enumerate(index)
+    ]
+    if not torch.compiler.is_compiling():
+        check_index_range(inputs, [None if x is None else x[0].masked_select(x[1]) for x in picked])
+    found: list[Tensor] = []
+    found_index: list[Tensor | None] = []
+    for i, (x, pick) in enumerate(zip(inputs, picked, strict=True)):
+        if pick is None:
+            found.append(x.where(present[..., i, None], 0))
+            found_index.append(None)
+            continue
+        (entries, there), rows = pick, x.shape[0]
+        # One row too far must not pick the zeros while a compiler traces, but an error.
+        entries = entries.where(entries < rows, rows + 1).where(there, rows)
+        # A row that no entry picks is multiplied all the same: whatever it holds, NaN included.
+        used = there.new_zeros(rows + 2).scatter(0, entries.flatten().long(), True)[:rows]
+        found.append(nn.functional.pad(x.where(used[:, None], 0), (0, 0, 0, 1)))
+        found_index.append(entries)
+    return found, found_index

@@ -201,14 +201,47 @@ def test_without_any_input_the_bias_remains():
     torch.testing.assert_close(found, layer.bias.tanh().expand(2, 6))
 
 
-def test_present_and_index_exclude_each_other():
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_absent_entries_of_an_index(compiled):
+    """An absent entry may point anywhere, and at a row of NaN, which is there for no other."""
+    layer = randomise(ConcatLinear({"node": 3, "other": 3, "edge": 5}, 6, activation="gelu"))
+    nodes, edges = torch.randn(4, 3).double(), torch.randn(7, 5).double()
+    nodes[2] = torch.nan
+    index = [torch.tensor([0, 2, 1, 99, 3, 0, -1]), torch.tensor([1, 1, 2, 3, 0, 0, 3]).int(), None]
+    present = torch.rand(7, 3) > 0.3
+    present[[1, 3, 6], 0] = False
+    present[:, 1] = torch.tensor([True, True, False, True, True, False, True])
+    safe = [(index[0] % 4).where(present[:, 0], 0), index[1].long()]
+
+    def formula(nodes, edges, weight, bias):
+        parts = [nodes.nan_to_num()[entries] for entries in safe] + [edges]
+        parts = [x.where(present[:, i, None], 0) for i, x in enumerate(parts)]
+        return reference.concat_linear(parts, weight, bias, "gelu")
+
+    def run(call):
+        leaves = [nodes.clone().requires_grad_(), edges.clone().requires_grad_()]
+        wanted = [*leaves, layer.weight, layer.bias]
+        result = call(*wanted)
+        return [result, *torch.autograd.grad(result, wanted, torch.ones_like(result))]
+
+    module = torch.compile(layer, fullgraph=True, backend="aot_eager") if compiled else layer
+    found = run(lambda x, e, *_: module([x, x, e], present, index))
+    for f, e in zip(found, run(formula), strict=True):
+        torch.testing.assert_close(f, e)
+    assert not found[1][2].any()
+
+
+def test_present_and_index_are_checked():
     layer = ConcatLinear({"node": 3, "edge": 5}, 6)
     inputs, present = [torch.randn(2, 3), torch.randn(4, 5)], torch.ones(4, 2).bool()
     index = [torch.tensor([0, 1, 1, 0]), None]
-    assert layer(inputs, index=index).shape == (4, 6)
-    with pytest.raises(ValueError, match=r"present and index are both given; one .* must be None"):
-        layer(inputs, present, index)
-    with pytest.raises(ValueError, match="present and index are both given"):
-        layer(inputs, present, {"node": index[0]})
+    torch.testing.assert_close(layer(inputs, present, index), layer(inputs, index=index))
+    torch.testing.assert_close(
+        layer(inputs, present, {"node": index[0]}), layer(inputs, index=index)
+    )
+    with pytest.raises(IndexError, match=r"index\[0\] holds 2; it must lie in 0 .. 1"):
+        layer(inputs, present, [index[0] + 1, None])
+    with pytest.raises(ValueError, match=r"present has shape \(3, 2\)"):
+        layer(inputs, present[:3], index)
     with pytest.raises(TypeError, match="present must be a bool tensor or None, got list"):
         layer(inputs, index)

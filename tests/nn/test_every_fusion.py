@@ -313,6 +313,19 @@ def test_compile(case):
         check_close(run(compiled, case.inputs(), mask), run(module, case.inputs(), mask))
 
 
+# One per operator; "cross attention" stands for attention over several sources.
+@pytest.mark.parametrize(
+    "name",
+    ["concat", "weighted sum", "gated", "low rank", "tensor", "attention pool", "cross attention"],
+)
+def test_compile_inductor(name):
+    """The backend that people use: what it makes of the operators' strides and fakes."""
+    case = CASES[name]
+    module, present = randomise(case.make()), case.present()
+    compiled = torch.compile(module, fullgraph=True)
+    check_close(run(compiled, case.inputs(), present), run(module, case.inputs(), present))
+
+
 def test_autocast(case):
     module = case.make()
     with torch.no_grad():
