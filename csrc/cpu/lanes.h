@@ -180,6 +180,17 @@ MMFAST_INLINE void store(T* to, Lanes<accumulator_t<T>> x, Part part) {
   }
 }
 
+// Past the caches, which saves reading what is overwritten. `to` is aligned to the bytes written.
+template <typename T>
+MMFAST_INLINE void stream(T* to, Lanes<accumulator_t<T>> x) {
+  if constexpr (sizeof(T) == 2) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), narrow_halves<T>(x));
+  } else {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)x);
+  }
+}
+MMFAST_INLINE void finish_streams() { _mm_sfence(); }
+
 #else
 
 template <typename T>
@@ -217,5 +228,11 @@ MMFAST_INLINE void store(T* to, Lanes<accumulator_t<T>> x, Part part) {
   store(each, x, Whole{});
   __builtin_memcpy(to, each, part.n * sizeof(T));
 }
+
+template <typename T>
+MMFAST_INLINE void stream(T* to, Lanes<accumulator_t<T>> x) {
+  store(to, x, Whole{});
+}
+MMFAST_INLINE void finish_streams() {}
 
 #endif

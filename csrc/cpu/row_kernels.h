@@ -138,6 +138,22 @@ MMFAST_INLINE void weigh(O* to, const T* const* from, const A* weights, int64_t 
   });
 }
 
+// The same past the caches, where `to` is aligned for that.
+template <int64_t count, typename T, typename A>
+MMFAST_INLINE void weigh_past_caches(T* to, const T* const* from, const A* weights, int64_t n) {
+  const T* x[count];
+  A w[count];
+  __builtin_memcpy(x, from, sizeof(x));
+  __builtin_memcpy(w, weights, sizeof(w));
+  for (int64_t j = 0; j < n; j += kLanes<A>) {
+    Lanes<A> sum = w[0] * load(x[0] + j, Whole{});
+    for (int64_t m = 1; m < count; ++m) {
+      sum += w[m] * load(x[m] + j, Whole{});
+    }
+    stream(to + j, sum);
+  }
+}
+
 // Calls f with std::integral_constant<int64_t, count> for a count of 1 .. kFew.
 template <typename F>
 MMFAST_INLINE void with_count(int64_t count, const F& f) {

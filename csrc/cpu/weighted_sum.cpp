@@ -59,11 +59,16 @@ struct WeightedSum {
   ScalarType dtype;
 };
 
+constexpr int64_t kPastCaches = 16 << 20;  // bytes
+
 Tensor weighted_sum(const std::vector<Tensor>& inputs, const Tensor& weights,
                     const std::optional<Tensor>& present, const std::string& per, bool normalize) {
   WeightedSum call(inputs, weights, present, per, normalize, nullptr);
   const Tensor result = empty_result(sizes_of(inputs[0]), dtype_of(inputs[0]));
   call.args.out = result.mutable_data_ptr();
+  call.args.past_caches =
+      result.numel() * static_cast<int64_t>(result.element_size()) >= kPastCaches &&
+      reinterpret_cast<uintptr_t>(call.args.out) % 64 == 0;
   const RowArgs& rows = call.args.rows;
   if (result.numel() > 0) {
     parallel_for(0, rows.total, grain(rows.count * rows.cols), [&](int64_t begin, int64_t end) {

@@ -17,6 +17,7 @@ struct WeightedSumArgs {
   int64_t weights_source;  // [rows][count]
   int64_t weights_stride;  // of a row's weights
   void* out;               // [rows][cols]
+  bool past_caches;        // the result is too large to be found there by whoever reads it
 
   // backward
   int64_t grad_source;

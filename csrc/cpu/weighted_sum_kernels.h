@@ -65,8 +65,14 @@ MMFAST_INLINE bool weighted_sum_few(const WeightedSumArgs& args, const Row<T>& r
     from[m] = row.source(m);
     weights[m] = weight_of(args, row, m);
   }
-  with_count(count,
-             [&](auto few) MMFAST_LAMBDA { weigh<few, false>(to, from, weights, args.rows.cols); });
+  const int64_t cols = args.rows.cols;
+  with_count(count, [&](auto few) MMFAST_LAMBDA {
+    if (args.past_caches && cols % kLanes<accumulator_t<T>> == 0) {
+      weigh_past_caches<few>(to, from, weights, cols);
+    } else {
+      weigh<few, false>(to, from, weights, cols);
+    }
+  });
   return true;
 }
 
@@ -86,6 +92,9 @@ void weighted_sum(const WeightedSumArgs& args, int64_t begin, int64_t end) {
       sum_weighted(args, row, j0, n, tile, total);
       store_tile(static_cast<T*>(args.out) + r * args.rows.cols + j0, tile, n);
     }
+  }
+  if (args.past_caches) {
+    finish_streams();
   }
 }
 

@@ -102,6 +102,19 @@ def test_16_bit_sums_over_rows_are_float32(isa, dtype):
         assert torch.autograd.grad(result.sum(), weights)[0] == total
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("cols", [1024, 1040, 1001])
+def test_large_results_are_those_of_their_parts(isa, dtype, cols):
+    """Results of 16 MB and more are written past the caches."""
+    rows = (1 << 24) // (cols * dtype.itemsize) + 1
+    inputs = [torch.randn(rows, cols).to(dtype) for _ in range(2)]
+    weights = torch.randn(2).to(dtype)
+    found = functional.weighted_sum(inputs, weights)
+    parts = zip(*[x.split(1000) for x in inputs], strict=True)
+    expected = torch.cat([functional.weighted_sum(part, weights) for part in parts])
+    assert torch.equal(found, expected)
+
+
 def test_infinite_inputs_spread_to_their_own_weights_only():
     """Without a mean, the gradient of a weight knows no other input."""
     x, y, weights = torch.randn(4, 3), torch.randn(4, 3), torch.ones(2, requires_grad=True)
