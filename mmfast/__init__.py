@@ -9,6 +9,7 @@ __all__ = [
     "concat_linear",
     "create_encoder",
     "functional",
+    "fuse",
     "list_encoders",
     "losses",
     "nn",
@@ -19,6 +20,7 @@ __all__ = [
 try:
     from mmfast import functional, losses, nn, plugins
     from mmfast.functional import concat_linear
+    from mmfast.fusing import fuse
     from mmfast.plugins import create_encoder, list_encoders, register_encoder
 except ImportError as _error:
     # Told at first use, so that `mmfast doctor` can be imported and say more.

@@ -1,0 +1,274 @@
+"""``mmfast.fuse``: find, exchange, check, report."""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmfast.fusing import runtime
+from mmfast.fusing.flow import Flow, Scope, SkipError, is_original, scope_of
+from mmfast.fusing.pieces import changed_in_place, check_call, concatenations, defer_pieces
+from mmfast.fusing.report import Fused, Report, Skipped
+from mmfast.fusing.source import UnreadableError, exchanged, innermost
+from mmfast.fusing.trial import Trial
+
+_NAMES = {"cat", "concat", "concatenate"}
+
+
+class Site:
+    """One concatenation that can be left unbuilt."""
+
+    def __init__(self, flow: Flow, scope: Scope, call: Any, entry: Fused, make: Any) -> None:
+        self.flow, self.scope, self.call, self.entry, self.make = flow, scope, call, entry, make
+        self.seen: list[tuple[tuple[tuple[int, ...], ...], int]] = []
+
+    def exchange(self, record: bool) -> None:
+        """Say what stands for ``torch.cat`` from now on."""
+        helper = self.make(self.seen if record else None)
+        self.flow.found.exchange(self.scope, self.call, helper, self.with_module())
+
+    def with_module(self) -> Any:
+        """The call with the module as its first argument."""
+        import ast
+
+        call = self.call
+        keywords = [
+            ast.keyword("dim" if k.arg == "axis" else k.arg, k.value) for k in call.keywords
+        ]
+        name = ast.copy_location(ast.Name(self.scope.self_name, ast.Load()), call)
+        new = ast.Call(call.func, [name, *call.args], keywords)
+        return ast.copy_location(new, call)
+
+
+def fuse(
+    model: nn.Module,
+    *,
+    example_inputs: Any = None,
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    strict: bool = False,
+) -> Report:
+    """Make the concatenations of ``model`` that go into linear layers cost nothing, in place.
+
+    Looks into the source of every module's methods for ``torch.cat`` along the last dimension whose
+    value only linear layers take (``nn.Linear``, ``F.linear`` with a parameter, a 1x1 convolution
+    for channels): directly, through ``nn.Sequential``, dropout, or modules whose ``forward`` can
+    be read. There the pieces go to :func:`mmfast.concat_linear` instead. Parameters, their names,
+    ``state_dict``, hooks and wrappers stay what they are; no class and no global is touched.
+    Whatever cannot be proved to be the same is left alone, and the report says why.
+
+    Args:
+        model: any module. It is changed: some methods get a counterpart on the instances.
+        example_inputs: arguments of ``model``: a tuple, a mapping of keyword arguments, or one
+            tensor. The model is then run before and after, in its present mode (parameters,
+            buffers and random state are put back); places where results or gradients differ are
+            left alone, and the report tells shapes and times.
+        filter_fn: called with a module that holds a concatenation and its name; false leaves the
+            module alone.
+        strict: raise if nothing was fused.
+
+    Returns:
+        A :class:`mmfast.fusing.Report`: ``fused``, ``skipped``, ``revert()``; ``print`` it.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ValueError: ``strict`` and nothing was fused; the message holds the report.
+
+    A second call starts anew. A pickled model is the original one; a deep copy is fused.
+
+    Example:
+        >>> report = mmfast.fuse(model, example_inputs=(image, text))
+        >>> print(report)
+        >>> report.revert()
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    for module in model.modules():
+        _restore(module)
+    report = Report()
+    sites = list(_sites(model, filter_fn, report))
+    if example_inputs is not None and sites:
+        sites = _tried(model, example_inputs, sites, report)
+    _install(sites, report)
+    report.fused = [site.entry for site in sites]
+    if strict and not sites:
+        raise ValueError(
+            f"strict=True but nothing in {type(model).__name__} could be fused\n{report}"
+        )
+    return report
+
+
+def _restore(module: nn.Module) -> None:
+    """Take off what an earlier call, or pickle in its place, left on the instance."""
+    for name, method in list(vars(module).items()):
+        if runtime.is_ours(method) or (type(method) is MethodType and is_original(method, module)):
+            del vars(module)[name]
+
+
+def _sites(
+    model: nn.Module, filter_fn: Callable[[nn.Module, str], bool] | None, report: Report
+) -> Iterator[Site]:
+    tied = _tied(model)
+    names = {module: name for name, module in model.named_modules()}
+    for module, name in names.items():
+        if isinstance(module, torch.jit.ScriptModule) or type(module).__module__.startswith("torch.nn."):
+            continue
+        chosen = filter_fn is None or None
+        for method in _methods(module):
+            where = f"{name or type(module).__name__}.{method}"
+            try:
+                scope = scope_of(module, method)
+            except SkipError as error:
+                report.skipped.append(Skipped(where, "-", str(error)))
+                continue
+            for call in concatenations(scope):
+                line = scope.source.line(call)
+                if chosen is None:
+                    chosen = bool(filter_fn(module, name))  # type: ignore[misc]
+                try:
+                    if not chosen:
+                        raise SkipError("filter_fn says no")
+                    yield _site(scope, call, where, tied, names)
+                except SkipError as error:
+                    report.skipped.append(Skipped(where, line, str(error)))
+
+
+def _methods(module: nn.Module) -> Iterator[str]:
+    """Methods of the module's class that may hold a concatenation."""
+    for cls in type(module).__mro__:
+        if cls is nn.Module:
+            return
+        for name, value in vars(cls).items():
+            if not isinstance(value, FunctionType):
+                continue
+            if inspect.getattr_static(type(module), name) is not value:
+                continue  # a subclass has its own
+            try:
+                code = innermost(value).__code__
+            except UnreadableError:
+                continue
+            if _NAMES & set(code.co_names):
+                yield name
+
+
+def _site(
+    scope: Scope, call: Any, where: str, tied: dict[int, str], names: dict[nn.Module, str]
+) -> Site:
+    module, method = scope.module, scope.method
+    if method in vars(module):
+        raise SkipError(f"{method} was replaced on the instance")
+    maybe_channels = check_call(scope, call)
+    if not scope.self_name or scope.source.tree.decorator_list:
+        try:
+            exchanged(inspect.getattr_static(type(module), method), {})
+        except UnreadableError as error:
+            raise SkipError(str(error)) from None
+    flow = Flow(tied)
+    flow.follow_expression(scope, call)
+    changed = changed_in_place(scope, call)
+    if changed is not None:
+        raise SkipError(f"{changed}, a piece of it, is changed in place")
+    found = flow.found
+    if not found.consumers:
+        raise SkipError("no layer consumes it")
+    if len(found.channels) > 1:
+        raise SkipError("linear layers and convolutions consume it")
+    channels = found.channels == {True}
+    if channels and not maybe_channels:
+        raise SkipError("it is given to a convolution but does not join channels")
+    if not channels:
+        defer_pieces(flow, scope, call)
+    together = set(found.activations)
+    activation = together.pop() if len(together) == 1 else "none"
+    layers = tuple(
+        f"{names.get(m, type(m).__name__)}{'.' + detail if detail else ''}"
+        for m, detail in found.consumers
+    )
+    original = _function(scope, call)
+    guards = found.seal()
+
+    def make(seen: Any) -> Callable[..., Any]:
+        return runtime.make_cat(original, guards, activation, channels, seen)
+
+    entry = Fused(where, scope.source.line(call), layers, activation)
+    return Site(flow, scope, call, entry, make)
+
+
+def _function(scope: Scope, call: Any) -> Callable[..., Tensor]:
+    from mmfast.fusing.flow import resolve
+
+    return resolve(scope, call.func)
+
+
+def _tied(model: nn.Module) -> dict[int, str]:
+    """Parameters that several modules own, by identity, with the names."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(f"{name}.{key}" if name else key)
+    return {key: " and ".join(found) for key, found in owners.items() if len(found) > 1}
+
+
+def _install(sites: Sequence[Site], report: Report, record: bool = False) -> None:
+    """Put the exchanged methods on the instances."""
+    report.revert()
+    methods: dict[tuple[nn.Module, str], dict] = {}
+    leaves: dict[nn.Module, str] = {}
+    for site in sites:
+        site.exchange(record)
+        for key, calls in site.flow.found.exchanges.items():
+            methods.setdefault(key, {}).update(calls)
+        leaves.update(site.flow.found.leaves)
+    functions: dict[tuple[nn.Module, str], FunctionType] = {}
+    for (module, name), calls in methods.items():
+        decorated = inspect.getattr_static(type(module), name)
+        functions[module, name] = runtime.marked(exchanged(decorated, calls), name)
+    for module, kind in leaves.items():
+        functions[module, "forward"] = runtime.LEAVES[kind]
+    for (module, name), function in functions.items():
+        vars(module)[name] = MethodType(function, module)
+        report._methods.append((module, name))
+
+
+def _tried(model: nn.Module, example: Any, sites: list[Site], report: Report) -> list[Site]:
+    """The sites that pass a trial with the example; fills in what it shows."""
+    trial = Trial(model, example)
+    expected = trial.run()
+
+    def wrong(some: Sequence[Site]) -> str | None:
+        _install(some, report, record=True)
+        try:
+            return trial.difference(expected, trial.run())
+        except Exception as error:  # whatever the model raises
+            return f"{type(error).__name__}: {error}"
+        finally:
+            report.revert()
+
+    if wrong(sites) is not None:
+        good = []
+        for site in sites:
+            reason = wrong([site])
+            if reason is None:
+                good.append(site)
+            else:
+                entry = site.entry
+                why = f"with example_inputs, {reason}"
+                report.skipped.append(Skipped(entry.where, entry.line, why))
+        sites = good
+    for site in sites:
+        site.seen.clear()
+    if wrong(sites) is not None:
+        raise RuntimeError(
+            "the fused model does not give the model's own results with example_inputs; "
+            "please report this. The model is as it was"
+        )
+    for site in sites:
+        shapes = tuple(shape for shape, _ in site.seen)
+        saved = sum(size for _, size in site.seen)
+        site.entry = replace(site.entry, shapes=shapes, bytes_saved=saved)
+    report.measured = trial.measure(lambda: _install(sites, report), report.revert)
+    return sites

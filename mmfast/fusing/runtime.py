@@ -1,0 +1,377 @@
+"""What the exchanged calls do: hand the pieces of a concatenation on, and consume them.
+
+Pieces travel in a plain tuple ``(tensors, index, activation)``, through the ``__call__`` of every
+module between the concatenation and the layer. No tensor subclass and no mode: neither the
+dispatcher nor autograd, Dynamo, FSDP's hooks or a pytree can mistake a tuple for something else,
+and calls that were not exchanged cost what they cost before. Where anything is not as
+:mod:`mmfast.fusing.flow` proved it, the concatenation is built and everything runs as written.
+"""
+
+from collections.abc import Callable, Sequence
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules import module as _module
+
+from mmfast.functional import concat_linear
+from mmfast.ops.concat_linear import DTYPES
+
+Pieces = tuple[tuple[Tensor, ...], tuple[Tensor | None, ...] | None, str]
+Step = str | int
+# The way from the module of the concatenation, a method, and what its class must say; None: ours.
+Guard = tuple[tuple[Step, ...], str, Callable[..., Any] | None]
+
+MARK = "_mmfast_fused"
+SMALL = 1 << 17  # multiplications up to which a call's own time decides; see docs/dropin.md
+
+_SHARDING = ("torch.distributed.", "deepspeed.")  # their hooks read parameters, and know tuples
+_PLAIN = (Tensor, nn.Parameter)
+
+
+# --- before the layer -----------------------------------------------------------------------------
+
+
+def make_cat(
+    original: Callable[..., Tensor],
+    guards: Sequence[Guard],
+    activation: str,
+    channels: bool,
+    seen: list[Any] | None = None,
+) -> Callable[..., Tensor | Pieces]:
+    """What stands for ``torch.cat`` at one place.
+
+    Args:
+        original: the function called there.
+        guards: every module that the pieces pass through.
+        activation: what follows each layer, if it is the same.
+        channels: whether convolutions consume it, whose features are dimension 1.
+        seen: gets the shapes of the pieces and the bytes of the concatenation, call by call.
+    """
+
+    def cat(module: nn.Module, tensors: Any, dim: int = 0) -> Tensor | Pieces:
+        found = split(tensors)
+        if found is not None and passable(module, guards):
+            parts, index = found
+            first = parts[0].dim() if index is None or index[0] is None else index[0].dim() + 1
+            if dim in ((1, 1 - first) if channels else (-1, first - 1)):
+                if joinable(parts, index, 1 if channels else -1):
+                    if seen is not None:
+                        seen.append(measured(parts, index))
+                    return parts, index, activation
+        return original(built(tensors), dim)
+
+    return cat
+
+
+def split(tensors: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...] | None] | None:
+    """Tensors and indices of a list whose entries are tensors or :func:`rows`; None if it is not."""
+    if not isinstance(tensors, list | tuple) or len(tensors) < 2:
+        return None
+    if any(type(x) is tuple for x in tensors):
+        parts = tuple([x[0] if type(x) is tuple else x for x in tensors])
+        return parts, tuple([x[1] if type(x) is tuple else None for x in tensors])
+    return tuple(tensors), None
+
+
+def built(tensors: Any) -> Any:
+    """What ``torch.cat`` would have been given."""
+    if isinstance(tensors, list | tuple):
+        return [x[0][x[1]] if type(x) is tuple else x for x in tensors]
+    return tensors
+
+
+def concatenated(value: Pieces, dim: int = -1) -> Tensor:
+    """The concatenation after all."""
+    tensors, index, _ = value
+    if index is not None:
+        tensors = tuple([x if i is None else x[i] for x, i in zip(tensors, index, strict=True)])
+    return torch.cat(tensors, dim)
+
+
+def measured(
+    parts: Sequence[Tensor], index: Sequence[Tensor | None] | None
+) -> tuple[tuple[tuple[int, ...], ...], int]:
+    """Shapes of the pieces, and the bytes that the concatenation would have."""
+    index = [None] * len(parts) if index is None else index
+    shapes = tuple(
+        tuple(x.shape) if i is None else (*i.shape, x.shape[-1])
+        for x, i in zip(parts, index, strict=True)
+    )
+    elements = sum([torch.Size(shape).numel() for shape in shapes])
+    return shapes, elements * parts[0].element_size()
+
+
+def joinable(
+    parts: Sequence[Tensor], index: Sequence[Tensor | None] | None, dim: int = -1
+) -> bool:
+    """Whether these are plain dense tensors that ``torch.cat`` joins without converting any."""
+    first = parts[0]
+    if type(first) not in _PLAIN or first.dtype not in DTYPES or first.device.type != "cpu":
+        return False
+    if torch._C._get_tracing_state() is not None:
+        return False  # torch.jit.trace would record the operator
+    shape = None
+    for i, x in enumerate(parts):
+        if type(x) not in _PLAIN or x.dtype != first.dtype or x.device != first.device:
+            return False
+        if x.layout is not torch.strided or x.dim() == 0:
+            return False
+        rows = None if index is None else index[i]
+        batch = x.shape[:-1] if rows is None else rows.shape
+        if dim == 1:
+            batch = x.shape[:1] + x.shape[2:]
+        if shape is None:
+            shape = batch
+        elif batch != shape:
+            return False
+    return True
+
+
+def passable(module: nn.Module, guards: Sequence[Guard]) -> bool:
+    """Whether every module on the way still is one that takes pieces, and nothing listens in."""
+    if _module._has_any_global_hook():
+        return False
+    for steps, method, expected in guards:
+        target: Any = module
+        for step in steps:
+            if isinstance(target, nn.Module):
+                target = target._modules.get(step) or getattr(target, step)  # type: ignore
+            else:
+                target = target[step]
+        found = target.__dict__.get(method)
+        if found is None:
+            if expected is None or getattr(type(target), method) is not expected:
+                return False
+        elif not is_ours(found):
+            return False
+        if steps and heard(target):
+            return False
+    return True
+
+
+def is_ours(method: Any) -> bool:
+    """Whether a method in an instance's ``__dict__`` is one that :func:`mmfast.fuse` put there."""
+    return type(method) is MethodType and hasattr(method.__func__, MARK)
+
+
+def heard(module: nn.Module) -> bool:
+    """Whether hooks see what goes into ``module``, other than those that shard parameters."""
+    for hooks in (
+        module._forward_pre_hooks,
+        module._forward_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    ):
+        if hooks and not all(
+            (getattr(hook, "__module__", None) or "").startswith(_SHARDING)
+            for hook in hooks.values()
+        ):
+            return True
+    return False
+
+
+def rows(x: Any, index: Any) -> Any:
+    """``x[index]`` in a concatenation: picked by the operator where it is a plain gather of rows."""
+    if (
+        type(x) in _PLAIN
+        and x.dim() == 2
+        and type(index) is Tensor
+        and index.dtype in (torch.int64, torch.int32)
+        and index.dim() > 0
+        and index.device == x.device
+        and not torch.jit.is_tracing()
+    ):
+        return x, index
+    return x[index]
+
+
+def selected(x: Any, dim: Any, index: Any) -> Any:
+    """``x.index_select(dim, index)`` likewise."""
+    if dim == 0 and type(index) is Tensor and index.dim() == 1 and index.dtype is torch.int64:
+        found = rows(x, index)
+        if type(found) is tuple:
+            return found
+    return torch.index_select(x, dim, index)
+
+
+def repeated(x: Tensor, *sizes: Any) -> Tensor:
+    """``x.repeat(*sizes)`` in a concatenation, as a view where only sizes of 1 are repeated."""
+    counts = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], list | tuple) else sizes
+    if type(x) in _PLAIN and len(counts) >= x.dim() and all(isinstance(n, int) for n in counts):
+        shape = (1,) * (len(counts) - x.dim()) + tuple(x.shape)
+        if all(n == 1 or (size == 1 and n > 1) for size, n in zip(shape, counts, strict=True)):
+            return x.expand([n * size for size, n in zip(shape, counts, strict=True)])
+    return x.repeat(*sizes)
+
+
+def interleaved(x: Any, repeats: Any, dim: int) -> Any:
+    """``x.repeat_interleave(repeats, dim)`` in a concatenation, as a gather of rows."""
+    if type(x) in _PLAIN and x.dim() == 2 and dim in (0, -2) and type(repeats) in (int, Tensor):
+        if type(repeats) is int or (repeats.dim() == 1 and repeats.numel() == x.shape[0]):
+            return x, torch.arange(x.shape[0], device=x.device).repeat_interleave(repeats)
+    return x.repeat_interleave(repeats, dim)
+
+
+def embedded(index: Any, weight: Any) -> Any:
+    """``F.embedding(index, weight)`` likewise."""
+    found = rows(weight, index) if type(index) is Tensor else None
+    return found if type(found) is tuple else F.embedding(index, weight)
+
+
+# --- at the layer ---------------------------------------------------------------------------------
+
+
+def linear(input: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
+    """``F.linear`` for tensors and for pieces; a 1-tuple if the activation is done already."""
+    if type(input) is not tuple:
+        return F.linear(input, weight, bias)
+    tensors, index, activation = input
+    if not worth(tensors, index, weight, bias):
+        return F.linear(concatenated(input), weight, bias)
+    if index is None:
+        result = concat_linear(tensors, weight, bias, activation=activation)
+    else:
+        try:
+            result = concat_linear(tensors, weight, bias, activation=activation, index=index)
+        except IndexError:  # negative entries count from the end; those beyond it raise again
+            return F.linear(concatenated(input), weight, bias)
+    return result if activation == "none" else (result,)
+
+
+def worth(
+    tensors: Sequence[Tensor],
+    index: Sequence[Tensor | None] | None,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> bool:
+    """Whether the operator takes these arguments, and is not slower than what it replaces."""
+    dtype = weight.dtype
+    if tensors[0].dtype is not dtype and not torch.is_autocast_enabled("cpu"):
+        return False
+    if weight.dim() != 2 or sum([x.shape[-1] for x in tensors]) != weight.shape[1]:
+        return False
+    if type(weight) not in _PLAIN and not torch.compiler.is_compiling():
+        return False
+    if bias is not None and (bias.dtype is not dtype or bias.dim() != 1):
+        return False
+    if torch.compiler.is_compiling():
+        return True  # no call of Python's remains; sizes may be symbolic
+    first = tensors[0] if index is None or index[0] is None else index[0].unsqueeze(-1)
+    return first.numel() // max(1, first.shape[-1]) * weight.numel() > SMALL
+
+
+def convolution(input: Pieces, layer: Any) -> Tensor:
+    """A 1x1 convolution of pieces joined along the channels.
+
+    In channels-last memory it is the operator. Elsewhere a copy of the features would cost more
+    than the concatenation; but what is the same at every position is multiplied once.
+    """
+    tensors, _, activation = input
+    weight, bias = layer.weight, layer.bias
+    first = tensors[0]
+    plain = type(weight) in _PLAIN and (bias is None or type(bias) in _PLAIN)
+    widths = [x.shape[1] for x in tensors]
+    if plain and first.dtype is weight.dtype and sum(widths) == weight.shape[1]:
+        flat = [x for x in tensors if any(x.stride()[2:]) or x[0, 0].numel() < 2]
+        if len(flat) == len(tensors) and all(_channels_last(x) for x in tensors):
+            moved = [x.permute(0, 2, 3, 1) for x in tensors]
+            matrix = weight.flatten(1)
+            if worth(moved, None, matrix, bias):
+                result = concat_linear(moved, matrix, bias, activation=activation)
+                result = result.permute(0, 3, 1, 2)
+                return result if activation == "none" else (result,)  # type: ignore
+        wide = first.dtype in (torch.float32, torch.float64)  # others would round every part
+        if wide and 0 < len(flat) < len(tensors) and not torch.is_autocast_enabled("cpu"):
+            return _broadcast_convolution(layer, tensors, flat, widths)
+    return layer._conv_forward(concatenated(input, 1), weight, bias)
+
+
+def _channels_last(x: Tensor) -> bool:
+    return (
+        x.dim() == 4
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not x.is_contiguous()
+    )
+
+
+def _broadcast_convolution(
+    layer: Any, tensors: Sequence[Tensor], flat: Sequence[Tensor], widths: Sequence[int]
+) -> Tensor:
+    parts = layer.weight.split(list(widths), 1)
+    kept = [(x, w) for x, w in zip(tensors, parts, strict=True) if any(x is y for y in flat)]
+    once = [(x, w) for x, w in zip(tensors, parts, strict=True) if all(x is not y for y in flat)]
+    added = None if layer.bias is None else layer.bias
+    for x, w in once:
+        vector = x[(..., *(0,) * (x.dim() - 2))]
+        product = F.linear(vector, w.flatten(1), added)
+        added = product if added is None or added.dim() == 1 else added + product
+    joined = torch.cat([x for x, _ in kept], 1) if len(kept) > 1 else kept[0][0]
+    matrix = torch.cat([w for _, w in kept], 1) if len(kept) > 1 else kept[0][1]
+    result = layer._conv_forward(joined, matrix, None)
+    return result + added[(..., *(None,) * (result.dim() - 2))]  # type: ignore[index]
+
+
+def make_activation(original: Callable[..., Any]) -> Callable[..., Any]:
+    """An activation behind a layer that may have computed it already."""
+
+    def activation(value: Any, *args: Any, **options: Any) -> Any:
+        return value[0] if type(value) is tuple else original(value, *args, **options)
+
+    return activation
+
+
+def make_method(name: str) -> Callable[..., Any]:
+    """The same for an activation written as a method of the tensor."""
+
+    def activation(value: Any) -> Any:
+        return value[0] if type(value) is tuple else getattr(value, name)()
+
+    return activation
+
+
+def dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+    """``F.dropout``, which lets pieces pass unless it is at work."""
+    if type(input) is tuple:
+        if not training:
+            return input
+        input = concatenated(input)
+    return F.dropout(input, p, training, inplace)
+
+
+# --- forward of the layers that pieces meet -------------------------------------------------------
+
+
+def _linear(self: nn.Linear, input: Any) -> Any:
+    return linear(input, self.weight, self.bias)
+
+
+def _convolution(self: Any, input: Any) -> Any:
+    if type(input) is tuple:
+        return convolution(input, self)
+    return self._conv_forward(input, self.weight, self.bias)
+
+
+def _dropout(self: nn.Dropout, input: Any) -> Any:
+    return dropout(input, self.p, self.training, self.inplace)
+
+
+def _activation(self: nn.Module, input: Any) -> Any:
+    return input[0] if type(input) is tuple else type(self).forward(self, input)
+
+
+def marked(function: FunctionType, name: str) -> FunctionType:
+    """``function`` with the name that it gets, by which pickle finds the original again."""
+    function.__name__ = name
+    setattr(function, MARK, True)
+    return function
+
+
+LEAVES = {
+    "linear": marked(_linear, "forward"),
+    "convolution": marked(_convolution, "forward"),
+    "dropout": marked(_dropout, "forward"),
+    "activation": marked(_activation, "forward"),
+}
