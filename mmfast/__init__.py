@@ -10,6 +10,7 @@ __all__ = [
     "create_encoder",
     "functional",
     "fuse",
+    "inductor",
     "list_encoders",
     "losses",
     "nn",
@@ -20,7 +21,7 @@ __all__ = [
 try:
     from mmfast import functional, losses, nn, plugins
     from mmfast.functional import concat_linear
-    from mmfast.fusing import fuse
+    from mmfast.fusing import fuse, inductor
     from mmfast.plugins import create_encoder, list_encoders, register_encoder
 except ImportError as _error:
     # Told at first use, so that `mmfast doctor` can be imported and say more.

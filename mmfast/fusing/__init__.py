@@ -24,6 +24,7 @@ those calls exchanged. So nothing that was not exchanged costs anything, and ``t
 """
 
 from mmfast.fusing.api import fuse
+from mmfast.fusing.graph import inductor
 from mmfast.fusing.report import Fused, Measured, Report, Skipped
 
-__all__ = ["Fused", "Measured", "Report", "Skipped", "fuse"]
+__all__ = ["Fused", "Measured", "Report", "Skipped", "fuse", "inductor"]

@@ -17,6 +17,7 @@ from mmfast.fusing.source import UnreadableError, exchanged, innermost
 from mmfast.fusing.trial import Trial
 
 _NAMES = {"cat", "concat", "concatenate"}
+_UNUSED = "example_inputs do not reach it, are too small to gain, or are not channels-last"
 
 
 class Site:
@@ -24,7 +25,7 @@ class Site:
 
     def __init__(self, flow: Flow, scope: Scope, call: Any, entry: Fused, make: Any) -> None:
         self.flow, self.scope, self.call, self.entry, self.make = flow, scope, call, entry, make
-        self.seen: list[tuple[tuple[tuple[int, ...], ...], int]] = []
+        self.seen = runtime.Seen()
 
     def exchange(self, record: bool) -> None:
         """Say what stands for ``torch.cat`` from now on."""
@@ -129,7 +130,7 @@ def _sites(
                 if chosen is None:
                     chosen = bool(filter_fn(module, name))  # type: ignore[misc]
                 try:
-                    if not chosen:
+                    if not chosen:  # asked only where there is something to choose
                         raise SkipError("filter_fn says no")
                     yield _site(scope, call, where, tied, names)
                 except SkipError as error:
@@ -260,15 +261,20 @@ def _tried(model: nn.Module, example: Any, sites: list[Site], report: Report) ->
                 report.skipped.append(Skipped(entry.where, entry.line, why))
         sites = good
     for site in sites:
-        site.seen.clear()
-    if wrong(sites) is not None:
+        site.seen = runtime.Seen()
+    if sites and wrong(sites) is not None:
         raise RuntimeError(
             "the fused model does not give the model's own results with example_inputs; "
             "please report this. The model is as it was"
         )
+    kept = []
     for site in sites:
-        shapes = tuple(shape for shape, _ in site.seen)
-        saved = sum(size for _, size in site.seen)
-        site.entry = replace(site.entry, shapes=shapes, bytes_saved=saved)
-    report.measured = trial.measure(lambda: _install(sites, report), report.revert)
-    return sites
+        entry, seen = site.entry, site.seen
+        if seen.shapes:
+            site.entry = replace(entry, shapes=tuple(seen.shapes), bytes_saved=seen.bytes)
+            kept.append(site)
+        else:
+            report.skipped.append(Skipped(entry.where, entry.line, _UNUSED))
+    if kept:
+        report.measured = trial.measure(lambda: _install(kept, report), report.revert)
+    return kept

@@ -86,12 +86,10 @@ class Report:
     def __str__(self) -> str:
         lines = [f"mmfast.fuse: {len(self.fused)} fused, {len(self.skipped)} left alone"]
         if self.fused:
-            table = [("fused", "source", "layer", "pieces")]
-            table += [(x.where, _short(x.line), _layers(x), _shapes(x)) for x in self.fused]
-            lines += _columns(table)
+            rows = [(x.where, _short(x.line), _layers(x), _shapes(x)) for x in self.fused]
+            lines += _columns([("fused", "source", "layer", "pieces"), *rows])
         if self.skipped:
-            table = [("left alone", "source", "why")]
-            lines += _columns(table + [(x.where, _short(x.line), x.reason) for x in self.skipped])
+            lines += _columns([("left alone", "source", "why"), *_alike(self.skipped)])
         if self.bytes_saved:
             lines.append(f"concatenations not built: {self.bytes_saved / 2**20:.2f} MiB per forward")
         if self.measured is not None:
@@ -101,6 +99,17 @@ class Report:
                 f"({m.before / m.after:.2f}x)"
             )
         return "\n".join(lines)
+
+
+def _alike(skipped: list[Skipped]) -> list[tuple[str, str, str]]:
+    """A row for each line and reason: the layers of a deep model are often of one class."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for entry in skipped:
+        groups.setdefault((_short(entry.line), entry.reason), []).append(entry.where)
+    return [
+        (names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} like it", *key)
+        for key, names in groups.items()
+    ]
 
 
 def _short(line: str) -> str:

@@ -1,6 +1,6 @@
 """What the exchanged calls do: hand the pieces of a concatenation on, and consume them.
 
-Pieces travel in a plain tuple ``(tensors, index, activation)``, through the ``__call__`` of every
+Pieces travel in a plain tuple ``(tensors, index, activation, seen)``, through the ``__call__`` of every
 module between the concatenation and the layer. No tensor subclass and no mode: neither the
 dispatcher nor autograd, Dynamo, FSDP's hooks or a pytree can mistake a tuple for something else,
 and calls that were not exchanged cost what they cost before. Where anything is not as
@@ -19,7 +19,7 @@ from torch.nn.modules import module as _module
 from mmfast.functional import concat_linear
 from mmfast.ops.concat_linear import DTYPES
 
-Pieces = tuple[tuple[Tensor, ...], tuple[Tensor | None, ...] | None, str]
+Pieces = tuple[tuple[Tensor, ...], tuple[Tensor | None, ...] | None, str, "Seen | None"]
 Step = str | int
 # The way from the module of the concatenation, a method, and what its class must say; None: ours.
 Guard = tuple[tuple[Step, ...], str, Callable[..., Any] | None]
@@ -39,7 +39,7 @@ def make_cat(
     guards: Sequence[Guard],
     activation: str,
     channels: bool,
-    seen: list[Any] | None = None,
+    seen: "Seen | None" = None,
 ) -> Callable[..., Tensor | Pieces]:
     """What stands for ``torch.cat`` at one place.
 
@@ -48,7 +48,7 @@ def make_cat(
         guards: every module that the pieces pass through.
         activation: what follows each layer, if it is the same.
         channels: whether convolutions consume it, whose features are dimension 1.
-        seen: gets the shapes of the pieces and the bytes of the concatenation, call by call.
+        seen: is told what becomes of the pieces, in a trial.
     """
 
     def cat(module: nn.Module, tensors: Any, dim: int = 0) -> Tensor | Pieces:
@@ -58,9 +58,7 @@ def make_cat(
             first = parts[0].dim() if index is None or index[0] is None else index[0].dim() + 1
             if dim in ((1, 1 - first) if channels else (-1, first - 1)):
                 if joinable(parts, index, 1 if channels else -1):
-                    if seen is not None:
-                        seen.append(measured(parts, index))
-                    return parts, index, activation
+                    return parts, index, activation, seen
         return original(built(tensors), dim)
 
     return cat
@@ -85,23 +83,32 @@ def built(tensors: Any) -> Any:
 
 def concatenated(value: Pieces, dim: int = -1) -> Tensor:
     """The concatenation after all."""
-    tensors, index, _ = value
+    tensors, index, *_ = value
     if index is not None:
         tensors = tuple([x if i is None else x[i] for x, i in zip(tensors, index, strict=True)])
     return torch.cat(tensors, dim)
 
 
-def measured(
-    parts: Sequence[Tensor], index: Sequence[Tensor | None] | None
-) -> tuple[tuple[tuple[int, ...], ...], int]:
-    """Shapes of the pieces, and the bytes that the concatenation would have."""
-    index = [None] * len(parts) if index is None else index
-    shapes = tuple(
-        tuple(x.shape) if i is None else (*i.shape, x.shape[-1])
-        for x, i in zip(parts, index, strict=True)
-    )
-    elements = sum([torch.Size(shape).numel() for shape in shapes])
-    return shapes, elements * parts[0].element_size()
+class Seen:
+    """What a trial has seen at one place, call by call."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[tuple[int, ...], ...]] = []
+        self.bytes = 0
+
+    def tell(
+        self, parts: Sequence[Tensor], index: Sequence[Tensor | None] | None, fused: bool
+    ) -> None:
+        """Keep the shapes of pieces that were not joined."""
+        if fused:
+            index = [None] * len(parts) if index is None else index
+            shapes = tuple(
+                tuple(x.shape) if i is None else (*i.shape, x.shape[-1])
+                for x, i in zip(parts, index, strict=True)
+            )
+            self.shapes.append(shapes)
+            elements = sum([torch.Size(shape).numel() for shape in shapes])
+            self.bytes += elements * parts[0].element_size()
 
 
 def joinable(
@@ -228,8 +235,11 @@ def linear(input: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
     """``F.linear`` for tensors and for pieces; a 1-tuple if the activation is done already."""
     if type(input) is not tuple:
         return F.linear(input, weight, bias)
-    tensors, index, activation = input
-    if not worth(tensors, index, weight, bias):
+    tensors, index, activation, seen = input
+    wanted = worth(tensors, index, weight, bias)
+    if seen is not None:
+        seen.tell(tensors, index, wanted)
+    if not wanted:
         return F.linear(concatenated(input), weight, bias)
     if index is None:
         result = concat_linear(tensors, weight, bias, activation=activation)
@@ -263,30 +273,43 @@ def worth(
     return first.numel() // max(1, first.shape[-1]) * weight.numel() > SMALL
 
 
-def convolution(input: Pieces, layer: Any) -> Tensor:
+def convolution(input: Pieces, layer: Any) -> Any:
     """A 1x1 convolution of pieces joined along the channels.
 
     In channels-last memory it is the operator. Elsewhere a copy of the features would cost more
     than the concatenation; but what is the same at every position is multiplied once.
     """
-    tensors, _, activation = input
+    tensors, _, activation, seen = input
     weight, bias = layer.weight, layer.bias
-    first = tensors[0]
-    plain = type(weight) in _PLAIN and (bias is None or type(bias) in _PLAIN)
-    widths = [x.shape[1] for x in tensors]
-    if plain and first.dtype is weight.dtype and sum(widths) == weight.shape[1]:
-        flat = [x for x in tensors if any(x.stride()[2:]) or x[0, 0].numel() < 2]
-        if len(flat) == len(tensors) and all(_channels_last(x) for x in tensors):
-            moved = [x.permute(0, 2, 3, 1) for x in tensors]
-            matrix = weight.flatten(1)
-            if worth(moved, None, matrix, bias):
-                result = concat_linear(moved, matrix, bias, activation=activation)
-                result = result.permute(0, 3, 1, 2)
-                return result if activation == "none" else (result,)  # type: ignore
-        wide = first.dtype in (torch.float32, torch.float64)  # others would round every part
-        if wide and 0 < len(flat) < len(tensors) and not torch.is_autocast_enabled("cpu"):
-            return _broadcast_convolution(layer, tensors, flat, widths)
+    flat = [x for x in tensors if any(x.stride()[2:]) or x[0, 0].numel() < 2]
+    way = _way(tensors, flat, weight, bias)
+    if seen is not None:
+        seen.tell(tensors, None, way != "built")
+    if way == "operator":
+        moved = [x.permute(0, 2, 3, 1) for x in tensors]
+        result = concat_linear(moved, weight.flatten(1), bias, activation=activation)
+        result = result.permute(0, 3, 1, 2)
+        return result if activation == "none" else (result,)
+    if way == "broadcast":
+        vectors = [all(x is not y for y in flat) for x in tensors]
+        return broadcast_convolution(tensors, vectors, weight, bias)
     return layer._conv_forward(concatenated(input, 1), weight, bias)
+
+
+def _way(
+    tensors: Sequence[Tensor], flat: Sequence[Tensor], weight: Tensor, bias: Tensor | None
+) -> str:
+    dtype = tensors[0].dtype
+    if type(weight) not in _PLAIN or (bias is not None and type(bias) not in _PLAIN):
+        return "built"
+    if dtype is not weight.dtype or sum([x.shape[1] for x in tensors]) != weight.shape[1]:
+        return "built"
+    if len(flat) == len(tensors) and all(_channels_last(x) for x in tensors):
+        moved = [x.permute(0, 2, 3, 1) for x in tensors]
+        return "operator" if worth(moved, None, weight.flatten(1), bias) else "built"
+    wide = dtype in (torch.float32, torch.float64)  # others would round every part
+    wide = wide and not torch.is_autocast_enabled("cpu")
+    return "broadcast" if wide and 0 < len(flat) < len(tensors) else "built"
 
 
 def _channels_last(x: Tensor) -> bool:
@@ -297,20 +320,23 @@ def _channels_last(x: Tensor) -> bool:
     )
 
 
-def _broadcast_convolution(
-    layer: Any, tensors: Sequence[Tensor], flat: Sequence[Tensor], widths: Sequence[int]
+def broadcast_convolution(
+    tensors: Sequence[Tensor], vectors: Sequence[bool], weight: Tensor, bias: Tensor | None
 ) -> Tensor:
-    parts = layer.weight.split(list(widths), 1)
-    kept = [(x, w) for x, w in zip(tensors, parts, strict=True) if any(x is y for y in flat)]
-    once = [(x, w) for x, w in zip(tensors, parts, strict=True) if all(x is not y for y in flat)]
-    added = None if layer.bias is None else layer.bias
-    for x, w in once:
-        vector = x[(..., *(0,) * (x.dim() - 2))]
-        product = F.linear(vector, w.flatten(1), added)
-        added = product if added is None or added.dim() == 1 else added + product
-    joined = torch.cat([x for x, _ in kept], 1) if len(kept) > 1 else kept[0][0]
-    matrix = torch.cat([w for _, w in kept], 1) if len(kept) > 1 else kept[0][1]
-    result = layer._conv_forward(joined, matrix, None)
+    """A 1x1 convolution of pieces, some of which are the same at every position."""
+    parts = weight.split([x.shape[1] for x in tensors], 1)
+    given = list(zip(tensors, parts, vectors, strict=True))
+    added = bias
+    for x, part, vector in given:
+        if vector:
+            product = F.linear(x[(..., *(0,) * (x.dim() - 2))], part.flatten(1))
+            added = product if added is None else added + product
+    kept = [x for x, _, vector in given if not vector]
+    columns = [part for _, part, vector in given if not vector]
+    joined = kept[0] if len(kept) == 1 else torch.cat(kept, 1)
+    matrix = columns[0] if len(kept) == 1 else torch.cat(columns, 1)
+    convolve = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[joined.dim()]
+    result = convolve(joined, matrix)
     return result + added[(..., *(None,) * (result.dim() - 2))]  # type: ignore[index]
 
 
