@@ -1,8 +1,10 @@
 """``mmfast.fuse``: find, exchange, check, report."""
 
+import ast
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -10,39 +12,37 @@ import torch
 from torch import Tensor, nn
 
 from mmfast.fusing import runtime
-from mmfast.fusing.flow import Flow, Scope, SkipError, is_original, scope_of
-from mmfast.fusing.pieces import changed_in_place, check_call, concatenations, defer_pieces
+from mmfast.fusing.flow import Flow, Scope, SkipError, is_original, resolve, scope_of
+from mmfast.fusing.pieces import check_call, check_unchanged, concatenations, defer_pieces
 from mmfast.fusing.report import Fused, Report, Skipped
+from mmfast.fusing.stacked import defer_stack, make_sum, weighted_sums
 from mmfast.fusing.source import UnreadableError, exchanged, innermost
 from mmfast.fusing.trial import Trial
 
-_NAMES = {"cat", "concat", "concatenate"}
+_NAMES = {"cat", "concat", "concatenate", "stack"}
 _UNUSED = "example_inputs do not reach it, are too small to gain, or are not channels-last"
 
 
 class Site:
-    """One concatenation that can be left unbuilt."""
+    """One place that can be fused: an expression, and what makes the function to stand there."""
 
-    def __init__(self, flow: Flow, scope: Scope, call: Any, entry: Fused, make: Any) -> None:
-        self.flow, self.scope, self.call, self.entry, self.make = flow, scope, call, entry, make
+    def __init__(
+        self,
+        flow: Flow,
+        scope: Scope,
+        node: ast.Call,
+        call: ast.Call,
+        entry: Fused,
+        make: Callable[[runtime.Seen | None], Callable[..., Any]],
+    ) -> None:
+        self.flow, self.scope, self.node, self.call = flow, scope, node, call
+        self.entry, self.make = entry, make
         self.seen = runtime.Seen()
 
     def exchange(self, record: bool) -> None:
-        """Say what stands for ``torch.cat`` from now on."""
+        """Say what stands there from now on."""
         helper = self.make(self.seen if record else None)
-        self.flow.found.exchange(self.scope, self.call, helper, self.with_module())
-
-    def with_module(self) -> Any:
-        """The call with the module as its first argument."""
-        import ast
-
-        call = self.call
-        keywords = [
-            ast.keyword("dim" if k.arg == "axis" else k.arg, k.value) for k in call.keywords
-        ]
-        name = ast.copy_location(ast.Name(self.scope.self_name, ast.Load()), call)
-        new = ast.Call(call.func, [name, *call.args], keywords)
-        return ast.copy_location(new, call)
+        self.flow.found.exchange(self.scope, self.node, helper, self.call)
 
 
 def fuse(
@@ -125,16 +125,21 @@ def _sites(
             except SkipError as error:
                 report.skipped.append(Skipped(where, "-", str(error)))
                 continue
-            for call in concatenations(scope):
-                line = scope.source.line(call)
-                if chosen is None:
+            places: list[tuple[ast.Call, Callable[[], Site]]] = [
+                (call, partial(_concatenation, scope, call, where, tied, names))
+                for call in concatenations(scope)
+            ]
+            places += [(p[0], partial(_weighted_sum, scope, p, where)) for p in weighted_sums(scope)]
+            for node, make in places:
+                if chosen is None:  # asked only where there is something to choose
                     chosen = bool(filter_fn(module, name))  # type: ignore[misc]
                 try:
-                    if not chosen:  # asked only where there is something to choose
+                    if not chosen:
                         raise SkipError("filter_fn says no")
-                    yield _site(scope, call, where, tied, names)
+                    _check_method(scope)
+                    yield make()
                 except SkipError as error:
-                    report.skipped.append(Skipped(where, line, str(error)))
+                    report.skipped.append(Skipped(where, scope.source.line(node), str(error)))
 
 
 def _methods(module: nn.Module) -> Iterator[str]:
@@ -155,23 +160,47 @@ def _methods(module: nn.Module) -> Iterator[str]:
                 yield name
 
 
-def _site(
-    scope: Scope, call: Any, where: str, tied: dict[int, str], names: dict[nn.Module, str]
+def _check_method(scope: Scope) -> None:
+    """Refuse a method that cannot be exchanged."""
+    if scope.method in vars(scope.module):
+        raise SkipError(f"{scope.method} was replaced on the instance")
+    if not scope.self_name:
+        raise SkipError(f"{scope.method} has no self")
+    reason = _why_not(inspect.getattr_static(type(scope.module), scope.method))
+    if reason:
+        raise SkipError(reason)
+
+
+@lru_cache(maxsize=4096)
+def _why_not(method: FunctionType) -> str:
+    """Why a method cannot be compiled again, or nothing."""
+    try:
+        exchanged(method, {})
+    except UnreadableError as error:
+        return str(error)
+    return ""
+
+
+def _weighted_sum(
+    scope: Scope, place: tuple[ast.Call, ast.expr, ast.expr, int], where: str
 ) -> Site:
-    module, method = scope.module, scope.method
-    if method in vars(module):
-        raise SkipError(f"{method} was replaced on the instance")
+    node, stack, weights, dim = place
+    first = (stack.lineno, stack.col_offset) < (weights.lineno, weights.col_offset)
+    flow = Flow({})
+    defer_stack(flow, scope, stack, node)
+    sides = [stack, weights] if first else [weights, stack]  # evaluated in the order of the source
+    call = ast.copy_location(ast.Call(node.func, sides, []), node)
+    entry = Fused(where, scope.source.line(node), ("weighted sum",), "none")
+    return Site(flow, scope, node, call, entry, partial(make_sum, dim, first))
+
+
+def _concatenation(
+    scope: Scope, call: ast.Call, where: str, tied: dict[int, str], names: dict[nn.Module, str]
+) -> Site:
     maybe_channels = check_call(scope, call)
-    if not scope.self_name or scope.source.tree.decorator_list:
-        try:
-            exchanged(inspect.getattr_static(type(module), method), {})
-        except UnreadableError as error:
-            raise SkipError(str(error)) from None
     flow = Flow(tied)
     flow.follow_expression(scope, call)
-    changed = changed_in_place(scope, call)
-    if changed is not None:
-        raise SkipError(f"{changed}, a piece of it, is changed in place")
+    check_unchanged(scope, call)
     found = flow.found
     if not found.consumers:
         raise SkipError("no layer consumes it")
@@ -188,20 +217,14 @@ def _site(
         f"{names.get(m, type(m).__name__)}{'.' + detail if detail else ''}"
         for m, detail in found.consumers
     )
-    original = _function(scope, call)
-    guards = found.seal()
-
-    def make(seen: Any) -> Callable[..., Any]:
-        return runtime.make_cat(original, guards, activation, channels, seen)
-
+    make = partial(
+        runtime.make_cat, resolve(scope, call.func), found.seal(), activation, channels
+    )
+    keywords = [ast.keyword("dim" if k.arg == "axis" else k.arg, k.value) for k in call.keywords]
+    itself = ast.copy_location(ast.Name(scope.self_name, ast.Load()), call)
+    new = ast.copy_location(ast.Call(call.func, [itself, *call.args], keywords), call)
     entry = Fused(where, scope.source.line(call), layers, activation)
-    return Site(flow, scope, call, entry, make)
-
-
-def _function(scope: Scope, call: Any) -> Callable[..., Tensor]:
-    from mmfast.fusing.flow import resolve
-
-    return resolve(scope, call.func)
+    return Site(flow, scope, call, new, entry, make)
 
 
 def _tied(model: nn.Module) -> dict[int, str]:

@@ -162,7 +162,7 @@ class Flow:
             raise SkipError("it is kept: assigned to something other than a local variable")
         if target.id in _declared(scope.source.tree):
             raise SkipError(f"it is kept: {target.id} is no local variable")
-        return _uses_after(scope.source, parent, target.id), True
+        return uses_after(scope.source, parent, target.id), True
 
     def accept(self, scope: Scope, use: ast.expr) -> ast.expr:
         """Check that a use hands the value to a consumer; the call that does."""
@@ -178,7 +178,7 @@ class Flow:
         else:
             call = parent
         if not isinstance(call, ast.Call) or use is call.func:
-            raise SkipError(_what(parent, use))
+            raise SkipError(_what(scope.source, parent, use))
         if any(isinstance(a, ast.Starred) for a in call.args) or use not in call.args:
             raise SkipError("it is not handed on as a positional argument")
         argument = call.args.index(use)
@@ -542,7 +542,7 @@ def _hashable(table: dict, value: Any) -> dict:
 # --- names and statements -------------------------------------------------------------------------
 
 
-def _uses_after(source: Source, statement: ast.stmt, name: str) -> list[ast.expr]:
+def uses_after(source: Source, statement: ast.stmt, name: str) -> list[ast.expr]:
     """Every use of what ``statement`` assigns to ``name``."""
     uses: list[ast.expr] = []
     node: ast.AST = statement
@@ -654,8 +654,12 @@ def _withs(source: Source, node: ast.AST) -> list[int]:
     return found
 
 
-def _what(parent: ast.AST, use: ast.expr) -> str:
+def _what(source: Source, parent: ast.AST, use: ast.expr) -> str:
     """What is done with a value that is not handed to a call."""
+    around = parent
+    while isinstance(around, ast.List | ast.Tuple | ast.Dict):
+        around = source.parents[around]
+    parent = around if isinstance(around, ast.Return) else parent
     name = f"{use.id} " if isinstance(use, ast.Name) else "it "
     if isinstance(parent, ast.Return):
         return f"{name}is returned"

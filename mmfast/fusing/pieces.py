@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmfast.fusing import runtime
-from mmfast.fusing.flow import Flow, Scope, SkipError, resolve
+from mmfast.fusing.flow import Flow, Scope, SkipError, resolve, uses_after
 
 CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate}
 
@@ -126,28 +126,42 @@ def _gather(scope: Scope, node: ast.expr) -> tuple[Callable[..., Any], list[ast.
     return None
 
 
-def changed_in_place(scope: Scope, call: ast.Call) -> str | None:
-    """A variable of the list that the method changes in place, which backward could not bear."""
+def check_unchanged(scope: Scope, call: ast.Call) -> None:
+    """Refuse a list whose variables the method changes in place later: backward reads them then.
+
+    Raises:
+        SkipError: naming the variable.
+    """
     listed = call.args[0] if call.args else None
     if not isinstance(listed, ast.List | ast.Tuple):
-        return None
+        return
+    source = scope.source
+    statement: Any = call
+    while not isinstance(statement, ast.stmt):
+        statement = source.parents[statement]
     names = {e.id for e in listed.elts if isinstance(e, ast.Name)}
-    for node in ast.walk(scope.source.tree):
-        target: Any = None
-        if isinstance(node, ast.AugAssign):
-            target = node.target
-        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript):
-            target = node.targets[0]
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            if node.func.attr.endswith("_") and not node.func.attr.endswith("__"):
-                target = node.func.value
-            elif node.args and _in_place(scope, node):
-                target = node.args[0]
-        while isinstance(target, ast.Subscript | ast.Attribute):
-            target = target.value
-        if isinstance(target, ast.Name) and target.id in names:
-            return target.id
-    return None
+    if isinstance(statement, ast.Assign):  # from here on they name something else
+        names -= {t.id for t in statement.targets if isinstance(t, ast.Name)}
+    for name in sorted(names):
+        if any(_changes(scope, use) for use in uses_after(source, statement, name)):
+            raise SkipError(f"{name}, a piece of it, is changed in place later")
+
+
+def _changes(scope: Scope, use: ast.expr) -> bool:
+    node, parent = use, scope.source.parents[use]
+    while isinstance(parent, ast.Attribute | ast.Subscript) and parent.value is node:
+        if not isinstance(parent.ctx, ast.Load):
+            return True
+        node, parent = parent, scope.source.parents[parent]
+    if not isinstance(parent, ast.Call):
+        return False
+    if parent.func is node:
+        name = node.attr if isinstance(node, ast.Attribute) else ""
+        return name.endswith("_") and not name.endswith("__")
+    function = resolve(scope, parent.func)
+    if parent.args[:1] != [node]:
+        return False
+    return getattr(function, "__name__", "").endswith("_") or _in_place(scope, parent)
 
 
 def _in_place(scope: Scope, call: ast.Call) -> bool:

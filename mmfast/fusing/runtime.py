@@ -25,10 +25,10 @@ Step = str | int
 Guard = tuple[tuple[Step, ...], str, Callable[..., Any] | None]
 
 MARK = "_mmfast_fused"
-SMALL = 1 << 17  # multiplications up to which a call's own time decides; see docs/dropin.md
+SMALL = 1 << 19  # multiplications up to which a call's own time decides; see docs/dropin.md
 
 _SHARDING = ("torch.distributed.", "deepspeed.")  # their hooks read parameters, and know tuples
-_PLAIN = (Tensor, nn.Parameter)
+PLAIN = (Tensor, nn.Parameter)
 
 
 # --- before the layer -----------------------------------------------------------------------------
@@ -116,13 +116,13 @@ def joinable(
 ) -> bool:
     """Whether these are plain dense tensors that ``torch.cat`` joins without converting any."""
     first = parts[0]
-    if type(first) not in _PLAIN or first.dtype not in DTYPES or first.device.type != "cpu":
+    if type(first) not in PLAIN or first.dtype not in DTYPES or first.device.type != "cpu":
         return False
     if torch._C._get_tracing_state() is not None:
         return False  # torch.jit.trace would record the operator
     shape = None
     for i, x in enumerate(parts):
-        if type(x) not in _PLAIN or x.dtype != first.dtype or x.device != first.device:
+        if type(x) not in PLAIN or x.dtype != first.dtype or x.device != first.device:
             return False
         if x.layout is not torch.strided or x.dim() == 0:
             return False
@@ -183,7 +183,7 @@ def heard(module: nn.Module) -> bool:
 def rows(x: Any, index: Any) -> Any:
     """``x[index]`` in a concatenation: picked by the operator where it is a plain gather of rows."""
     if (
-        type(x) in _PLAIN
+        type(x) in PLAIN
         and x.dim() == 2
         and type(index) is Tensor
         and index.dtype in (torch.int64, torch.int32)
@@ -207,7 +207,7 @@ def selected(x: Any, dim: Any, index: Any) -> Any:
 def repeated(x: Tensor, *sizes: Any) -> Tensor:
     """``x.repeat(*sizes)`` in a concatenation, as a view where only sizes of 1 are repeated."""
     counts = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], list | tuple) else sizes
-    if type(x) in _PLAIN and len(counts) >= x.dim() and all(isinstance(n, int) for n in counts):
+    if type(x) in PLAIN and len(counts) >= x.dim() and all(isinstance(n, int) for n in counts):
         shape = (1,) * (len(counts) - x.dim()) + tuple(x.shape)
         if all(n == 1 or (size == 1 and n > 1) for size, n in zip(shape, counts, strict=True)):
             return x.expand([n * size for size, n in zip(shape, counts, strict=True)])
@@ -216,7 +216,7 @@ def repeated(x: Tensor, *sizes: Any) -> Tensor:
 
 def interleaved(x: Any, repeats: Any, dim: int) -> Any:
     """``x.repeat_interleave(repeats, dim)`` in a concatenation, as a gather of rows."""
-    if type(x) in _PLAIN and x.dim() == 2 and dim in (0, -2) and type(repeats) in (int, Tensor):
+    if type(x) in PLAIN and x.dim() == 2 and dim in (0, -2) and type(repeats) in (int, Tensor):
         if type(repeats) is int or (repeats.dim() == 1 and repeats.numel() == x.shape[0]):
             return x, torch.arange(x.shape[0], device=x.device).repeat_interleave(repeats)
     return x.repeat_interleave(repeats, dim)
@@ -263,7 +263,7 @@ def worth(
         return False
     if weight.dim() != 2 or sum([x.shape[-1] for x in tensors]) != weight.shape[1]:
         return False
-    if type(weight) not in _PLAIN and not torch.compiler.is_compiling():
+    if type(weight) not in PLAIN and not torch.compiler.is_compiling():
         return False
     if bias is not None and (bias.dtype is not dtype or bias.dim() != 1):
         return False
@@ -300,7 +300,7 @@ def _way(
     tensors: Sequence[Tensor], flat: Sequence[Tensor], weight: Tensor, bias: Tensor | None
 ) -> str:
     dtype = tensors[0].dtype
-    if type(weight) not in _PLAIN or (bias is not None and type(bias) not in _PLAIN):
+    if type(weight) not in PLAIN or (bias is not None and type(bias) not in PLAIN):
         return "built"
     if dtype is not weight.dtype or sum([x.shape[1] for x in tensors]) != weight.shape[1]:
         return "built"
