@@ -694,7 +694,10 @@ def check_module(module: nn.Module, layer: bool = True) -> None:
     if layer and type(module).__module__.startswith(("torch.ao.", "torchao.")):
         raise SkipError(f"it is given to {name}, a quantised layer")
     weight = module._parameters.get("weight")
-    if weight is not None and (type(weight) is not nn.Parameter or not weight.is_floating_point()):
+    # Shards are put together by the time forward reads them; if not, the call itself will see.
+    sharded = type(weight).__module__.startswith("torch.distributed.")
+    plain = type(weight) is nn.Parameter or sharded
+    if weight is not None and (not plain or not weight.is_floating_point()):
         raise SkipError(f"it is given to {name}, whose weight is no plain floating tensor")
 
 

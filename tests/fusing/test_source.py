@@ -36,7 +36,8 @@ def test_super_private_names_closures_defaults_and_globals(monkeypatch):
             self.__hidden = 2.0
 
         def forward(self, x, y, scale=0.5, *, shift=1.0):
-            assert super().__class__ is not None
+            if super().extra_repr() != "":
+                raise AssertionError
             out = self.fc(torch.cat([x, y], dim=-1))
             return out * self.__hidden * scale * FACTOR + shift + offset
 
