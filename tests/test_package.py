@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "encoders_cli": {"plugins", "scaffold", "testing"},
     "losses": {"ops", "functional", "losses"},
     "nn": {"ops", "functional", "plugins", "nn"},
+    "fusing": {"ops", "functional", "fusing"},
     "encoders": {"plugins", "encoders", "nn", "functional"},
     "data": {"plugins", "encoders", "data"},
     "train": {"plugins", "encoders", "data", "nn", "functional", "losses", "bench", "train"},

@@ -70,6 +70,12 @@ def concat_linear(
         )
         training = torch.is_grad_enabled() and any_requires_grad((weight, bias, *inputs))
         if torch.compiler.is_compiling():
+            if torch.compiler.is_exporting() and not indexed:
+                # AOTInductor's runtime hands an empty list on as None (pytorch 194324): one input
+                # of no features, picked by an index, changes nothing and makes both lists real.
+                inputs = [*inputs, weight.new_zeros(1, 0)]
+                picked = [weight.new_zeros(1, dtype=torch.int64)]
+                indexed = [len(inputs) - 1]
             arguments = (inputs, weight, bias, picked, indexed, activation, training)
             return _concat_linear.traced(*arguments)[0]
         if training:

@@ -128,7 +128,8 @@ def _consumers(cat: fx.Node) -> list[tuple[fx.Node, list[fx.Node]]]:
             through.append(current)
             node, current = current, next(iter(current.users))
         takes = current.op == "call_function" and current.args[:1] == (node,)
-        once = sum(1 for n in current.all_input_nodes if n is node) == 1
+        given = [*current.args, *current.kwargs.values()]
+        once = sum(1 for x in given if x is node) == 1
         if not takes or not once or not (current.target is F.linear or _pointwise(current)):
             return []
         found.append((current, through))

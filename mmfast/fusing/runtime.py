@@ -28,7 +28,8 @@ MARK = "_mmfast_fused"
 SMALL = 1 << 19  # multiplications up to which a call's own time decides; see docs/dropin.md
 
 _SHARDING = ("torch.distributed.", "deepspeed.")  # their hooks read parameters, and know tuples
-PLAIN = (Tensor, nn.Parameter)
+_PLAIN = (Tensor, nn.Parameter)
+_TRACED = ("FakeTensor", "FunctionalTensor")  # what torch.export gives a model in their place
 
 
 # --- before the layer -----------------------------------------------------------------------------
@@ -116,13 +117,13 @@ def joinable(
 ) -> bool:
     """Whether these are plain dense tensors that ``torch.cat`` joins without converting any."""
     first = parts[0]
-    if type(first) not in PLAIN or first.dtype not in DTYPES or first.device.type != "cpu":
+    if not is_plain(first) or first.dtype not in DTYPES or first.device.type != "cpu":
         return False
     if torch._C._get_tracing_state() is not None:
         return False  # torch.jit.trace would record the operator
     shape = None
     for i, x in enumerate(parts):
-        if type(x) not in PLAIN or x.dtype != first.dtype or x.device != first.device:
+        if not is_plain(x) or x.dtype != first.dtype or x.device != first.device:
             return False
         if x.layout is not torch.strided or x.dim() == 0:
             return False
@@ -135,6 +136,13 @@ def joinable(
         elif batch != shape:
             return False
     return True
+
+
+def is_plain(x: Any) -> bool:
+    """Whether this is a tensor of torch's own, with nothing of a subclass to lose."""
+    if type(x) in _PLAIN:
+        return True
+    return isinstance(x, Tensor) and type(x).__name__ in _TRACED and torch.compiler.is_compiling()
 
 
 def passable(module: nn.Module, guards: Sequence[Guard]) -> bool:
@@ -183,9 +191,9 @@ def heard(module: nn.Module) -> bool:
 def rows(x: Any, index: Any) -> Any:
     """``x[index]`` in a concatenation: picked by the operator where it is a plain gather of rows."""
     if (
-        type(x) in PLAIN
+        is_plain(x)
         and x.dim() == 2
-        and type(index) is Tensor
+        and is_plain(index)
         and index.dtype in (torch.int64, torch.int32)
         and index.dim() > 0
         and index.device == x.device
@@ -197,7 +205,7 @@ def rows(x: Any, index: Any) -> Any:
 
 def selected(x: Any, dim: Any, index: Any) -> Any:
     """``x.index_select(dim, index)`` likewise."""
-    if dim == 0 and type(index) is Tensor and index.dim() == 1 and index.dtype is torch.int64:
+    if dim == 0 and is_plain(index) and index.dim() == 1 and index.dtype is torch.int64:
         found = rows(x, index)
         if type(found) is tuple:
             return found
@@ -207,7 +215,7 @@ def selected(x: Any, dim: Any, index: Any) -> Any:
 def repeated(x: Tensor, *sizes: Any) -> Tensor:
     """``x.repeat(*sizes)`` in a concatenation, as a view where only sizes of 1 are repeated."""
     counts = sizes[0] if len(sizes) == 1 and isinstance(sizes[0], list | tuple) else sizes
-    if type(x) in PLAIN and len(counts) >= x.dim() and all(isinstance(n, int) for n in counts):
+    if is_plain(x) and len(counts) >= x.dim() and all(isinstance(n, int) for n in counts):
         shape = (1,) * (len(counts) - x.dim()) + tuple(x.shape)
         if all(n == 1 or (size == 1 and n > 1) for size, n in zip(shape, counts, strict=True)):
             return x.expand([n * size for size, n in zip(shape, counts, strict=True)])
@@ -216,7 +224,7 @@ def repeated(x: Tensor, *sizes: Any) -> Tensor:
 
 def interleaved(x: Any, repeats: Any, dim: int) -> Any:
     """``x.repeat_interleave(repeats, dim)`` in a concatenation, as a gather of rows."""
-    if type(x) in PLAIN and x.dim() == 2 and dim in (0, -2) and type(repeats) in (int, Tensor):
+    if is_plain(x) and x.dim() == 2 and dim in (0, -2) and type(repeats) in (int, Tensor):
         if type(repeats) is int or (repeats.dim() == 1 and repeats.numel() == x.shape[0]):
             return x, torch.arange(x.shape[0], device=x.device).repeat_interleave(repeats)
     return x.repeat_interleave(repeats, dim)
@@ -224,7 +232,7 @@ def interleaved(x: Any, repeats: Any, dim: int) -> Any:
 
 def embedded(index: Any, weight: Any) -> Any:
     """``F.embedding(index, weight)`` likewise."""
-    found = rows(weight, index) if type(index) is Tensor else None
+    found = rows(weight, index)
     return found if type(found) is tuple else F.embedding(index, weight)
 
 
@@ -263,7 +271,7 @@ def worth(
         return False
     if weight.dim() != 2 or sum([x.shape[-1] for x in tensors]) != weight.shape[1]:
         return False
-    if type(weight) not in PLAIN and not torch.compiler.is_compiling():
+    if not is_plain(weight):
         return False
     if bias is not None and (bias.dtype is not dtype or bias.dim() != 1):
         return False
@@ -300,7 +308,7 @@ def _way(
     tensors: Sequence[Tensor], flat: Sequence[Tensor], weight: Tensor, bias: Tensor | None
 ) -> str:
     dtype = tensors[0].dtype
-    if type(weight) not in PLAIN or (bias is not None and type(bias) not in PLAIN):
+    if not is_plain(weight) or (bias is not None and not is_plain(bias)):
         return "built"
     if dtype is not weight.dtype or sum([x.shape[1] for x in tensors]) != weight.shape[1]:
         return "built"
@@ -313,10 +321,13 @@ def _way(
 
 
 def _channels_last(x: Tensor) -> bool:
-    return (
-        x.dim() == 4
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and not x.is_contiguous()
+    """Whether torch.cat and the convolution would go on in channels-last memory; views count."""
+    if x.dim() != 4 or x.shape[1] < 2 or x.shape[2] * x.shape[3] < 2:
+        return False
+    _, c, h, w = x.shape
+    stride = x.stride()
+    return stride[1] == 1 and stride[3] >= c and stride[2] >= w * stride[3] and (
+        stride[0] >= h * stride[2]
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from mmfast.functional import weighted_sum
 from mmfast.fusing.flow import Flow, Scope, SkipError, resolve
 from mmfast.fusing.pieces import constant
-from mmfast.fusing.runtime import PLAIN, Seen
+from mmfast.fusing.runtime import Seen, is_plain
 from mmfast.ops.concat_linear import DTYPES
 
 SMALL = 1 << 15  # elements up to which a call's own time decides
@@ -90,7 +90,7 @@ def make_sum(dim: int, stack_first: bool, seen: Seen | None = None) -> Any:
         stack, weights = (one, other) if stack_first else (other, one)
         held = type(stack) is tuple
         tensors, place = stack if held else ((), 0)
-        if not held and type(stack) in PLAIN and -stack.dim() <= dim < stack.dim():
+        if not held and is_plain(stack) and -stack.dim() <= dim < stack.dim():
             place = dim % stack.dim()
             tensors = stack.unbind(place)
         fits = bool(tensors) and _fits(tensors, weights, place, dim)
@@ -108,7 +108,7 @@ def make_sum(dim: int, stack_first: bool, seen: Seen | None = None) -> Any:
 def _alike(tensors: Sequence[Any]) -> bool:
     first = tensors[0]
     return all(
-        type(x) in PLAIN
+        is_plain(x)
         and x.dtype in DTYPES
         and x.dtype is first.dtype
         and x.shape == first.shape
@@ -120,7 +120,7 @@ def _alike(tensors: Sequence[Any]) -> bool:
 def _fits(tensors: Sequence[Tensor], weights: Any, place: int, dim: int) -> bool:
     first = tensors[0]
     dims = first.dim() + 1
-    if type(weights) not in PLAIN or weights.dim() != dims or not _alike(tensors):
+    if not is_plain(weights) or weights.dim() != dims or not _alike(tensors):
         return False
     if weights.dtype is not first.dtype or torch.is_autocast_enabled("cpu"):
         return False
