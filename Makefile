@@ -36,7 +36,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 # tests/encoders/conftest.py alone looks.
 $(EDITABLE): $(INSTALLED)
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[test]'
-	$(PIP) install -q -c constraints.txt --no-deps timm
+	$(PIP) install -q -c constraints.txt --no-deps timm segmentation-models-pytorch \
+	  torchmultimodal-nightly
 	$(PIP) install -q -c constraints.txt --no-deps --upgrade --target $(VENV)/torchvision torchvision
 	touch $@
 

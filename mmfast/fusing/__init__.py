@@ -14,9 +14,12 @@ those calls exchanged. So nothing that was not exchanged costs anything, and ``t
 ``torch.export`` see ordinary Python. Only what the source does not show is checked at every call.
 
     source.py    trees of methods, and methods from trees
+    names.py     what expressions name, and where values are used
+    layers.py    which modules may take pieces
     flow.py      where a value goes, or why it must be built
     pieces.py    gathers, repeats and broadcasts in the list
-    runtime.py   what the exchanged calls do
+    stacked.py   weighted sums of stacks
+    runtime.py   what the exchanged calls do; leaves.py the layers at the end
     api.py       fuse
     trial.py     example_inputs: the same results? how fast?
     report.py    what was done, and the way back

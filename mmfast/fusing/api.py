@@ -9,14 +9,17 @@ from types import FunctionType, MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmfast.fusing import runtime
-from mmfast.fusing.flow import Flow, Scope, SkipError, is_original, resolve, scope_of
+from mmfast.fusing.flow import Flow
+from mmfast.fusing.layers import is_original
+from mmfast.fusing.leaves import LEAVES, marked
+from mmfast.fusing.names import Scope, SkipError, resolve, scope_of
 from mmfast.fusing.pieces import check_call, check_unchanged, concatenations, defer_pieces
 from mmfast.fusing.report import Fused, Report, Skipped
-from mmfast.fusing.stacked import defer_stack, make_sum, weighted_sums
 from mmfast.fusing.source import UnreadableError, exchanged, innermost
+from mmfast.fusing.stacked import defer_stack, make_sum, weighted_sums
 from mmfast.fusing.trial import Trial
 
 _NAMES = {"cat", "concat", "concatenate", "stack"}
@@ -115,9 +118,11 @@ def _sites(
     tied = _tied(model)
     names = {module: name for name, module in model.named_modules()}
     for module, name in names.items():
-        if isinstance(module, torch.jit.ScriptModule) or type(module).__module__.startswith("torch.nn."):
+        if isinstance(module, torch.jit.ScriptModule) or type(module).__module__.startswith(
+            "torch.nn."
+        ):
             continue
-        chosen = filter_fn is None or None
+        chosen: bool | None = True if filter_fn is None else None
         for method in _methods(module):
             where = f"{name or type(module).__name__}.{method}"
             try:
@@ -129,7 +134,9 @@ def _sites(
                 (call, partial(_concatenation, scope, call, where, tied, names))
                 for call in concatenations(scope)
             ]
-            places += [(p[0], partial(_weighted_sum, scope, p, where)) for p in weighted_sums(scope)]
+            places += [
+                (p[0], partial(_weighted_sum, scope, p, where)) for p in weighted_sums(scope)
+            ]
             for node, make in places:
                 if chosen is None:  # asked only where there is something to choose
                     chosen = bool(filter_fn(module, name))  # type: ignore[misc]
@@ -217,9 +224,7 @@ def _concatenation(
         f"{names.get(m, type(m).__name__)}{'.' + detail if detail else ''}"
         for m, detail in found.consumers
     )
-    make = partial(
-        runtime.make_cat, resolve(scope, call.func), found.seal(), activation, channels
-    )
+    make = partial(runtime.make_cat, resolve(scope, call.func), found.seal(), activation, channels)
     keywords = [ast.keyword("dim" if k.arg == "axis" else k.arg, k.value) for k in call.keywords]
     itself = ast.copy_location(ast.Name(scope.self_name, ast.Load()), call)
     new = ast.copy_location(ast.Call(call.func, [itself, *call.args], keywords), call)
@@ -250,9 +255,9 @@ def _install(sites: Sequence[Site], report: Report, record: bool = False) -> Non
     functions: dict[tuple[nn.Module, str], FunctionType] = {}
     for (module, name), calls in methods.items():
         decorated = inspect.getattr_static(type(module), name)
-        functions[module, name] = runtime.marked(exchanged(decorated, calls), name)
+        functions[module, name] = marked(exchanged(decorated, calls), name)
     for module, kind in leaves.items():
-        functions[module, "forward"] = runtime.LEAVES[kind]
+        functions[module, "forward"] = LEAVES[kind]
     for (module, name), function in functions.items():
         vars(module)[name] = MethodType(function, module)
         report._methods.append((module, name))

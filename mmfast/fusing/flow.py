@@ -9,10 +9,10 @@ understood raises :class:`SkipError` with the reason, and the place is left as i
 
 import ast
 import builtins
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from itertools import pairwise
+from types import BuiltinFunctionType
 from typing import Any
 
 import torch
@@ -20,56 +20,40 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmfast.fusing import runtime
+from mmfast.fusing.layers import (
+    ACTIVATION_METHODS,
+    CONVOLUTIONS,
+    DROPOUTS,
+    activation_call,
+    activation_of,
+    check_module,
+    is_plain_tree,
+    is_pointwise,
+)
+from mmfast.fusing.names import (
+    Scope,
+    SkipError,
+    around,
+    declared,
+    end_of,
+    is_method_of,
+    key_of,
+    resolve,
+    scan,
+    scope_of,
+    steps_of,
+    uses_after,
+    what_else,
+    withs,
+)
 from mmfast.fusing.runtime import Guard, Step
-from mmfast.fusing.source import Position, Source, UnreadableError, innermost, position, read
-
-ACTIVATION_CALLS = {
-    F.relu: "relu",
-    torch.relu: "relu",
-    F.gelu: "gelu",
-    F.silu: "silu",
-    F.tanh: "tanh",
-    torch.tanh: "tanh",
-    F.sigmoid: "sigmoid",
-    torch.sigmoid: "sigmoid",
-}
-ACTIVATION_METHODS = ("relu", "tanh", "sigmoid")
-ACTIVATION_MODULES = {
-    nn.ReLU: "relu",
-    nn.GELU: "gelu",
-    nn.SiLU: "silu",
-    nn.Tanh: "tanh",
-    nn.Sigmoid: "sigmoid",
-}
-DROPOUTS = (nn.Dropout,)
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+from mmfast.fusing.source import Position, position
 
 _QUIET_BUILTINS = {"len", "int", "float", "bool", "isinstance", "range", "enumerate", "zip"}
 _QUIET_BUILTINS |= {"tuple", "list", "min", "max", "sorted", "str"}
 _QUIET_METHODS = {"size", "dim", "numel", "keys", "values", "items"}
 _WRITES = (ast.AugAssign, ast.Delete, ast.Await, ast.Yield, ast.YieldFrom, ast.Try, ast.NamedExpr)
-_SCOPES = (ast.Lambda, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-_LOOPS = (ast.For, ast.While)
 _DEPTH = 8
-
-
-class SkipError(Exception):
-    """Why a place is left alone."""
-
-
-@dataclass(frozen=True)
-class Scope:
-    """One method of one module, and the way to the module from where the value was made."""
-
-    module: nn.Module
-    method: str
-    source: Source
-    steps: tuple[Step, ...]
-
-    @property
-    def self_name(self) -> str:
-        """What the method calls its instance."""
-        return self.source.parameters[0] if self.source.parameters else ""
 
 
 Exchange = tuple[Callable[..., Any], ast.expr]
@@ -86,7 +70,9 @@ class Found:
     exchanges: dict[tuple[nn.Module, str], dict[Position, Exchange]] = field(default_factory=dict)
     leaves: dict[nn.Module, str] = field(default_factory=dict)
 
-    def exchange(self, scope: Scope, node: ast.expr, helper: Callable[..., Any], call: ast.expr) -> None:
+    def exchange(
+        self, scope: Scope, node: ast.expr, helper: Callable[..., Any], call: ast.expr
+    ) -> None:
         """Put ``helper`` into ``node``'s place, called as ``call`` is."""
         of_method = self.exchanges.setdefault((scope.module, scope.method), {})
         of_method[position(node)] = helper, call
@@ -98,24 +84,6 @@ class Found:
             changed = module in self.leaves or (module, method) in self.exchanges
             guards.append((steps, method, None if changed else getattr(type(module), method)))
         return guards
-
-
-def scope_of(module: nn.Module, method: str, steps: tuple[Step, ...] = ()) -> Scope:
-    """The scope of a method as its class has it.
-
-    Raises:
-        SkipError: its source cannot be used.
-    """
-    function = inspect.getattr_static(type(module), method, None)
-    if not isinstance(function, FunctionType):
-        raise SkipError(f"{type(module).__name__}.{method} is no plain method")
-    try:
-        source = read(innermost(function))
-        if {"locals", "eval", "exec", "vars", "dir"} & set(source.function.__code__.co_names):
-            raise UnreadableError("it reads its own variables")
-        return Scope(module, method, source, steps)
-    except UnreadableError as error:
-        raise SkipError(f"{type(module).__name__}.{method} cannot be read: {error}") from None
 
 
 class Flow:
@@ -142,7 +110,7 @@ class Flow:
         tree = scope.source.tree
         if tree.decorator_list:
             raise SkipError(f"{type(scope.module).__name__}.{scope.method} is decorated")
-        uses, _ = _scan(tree.body, name)
+        uses, _ = scan(tree.body, name)
         if not uses:
             raise SkipError(f"{type(scope.module).__name__}.{scope.method} does not use it")
         ends = [self.accept(scope, use) for use in uses]
@@ -160,7 +128,7 @@ class Flow:
             return [origin], False
         if not isinstance(target, ast.Name):
             raise SkipError("it is kept: assigned to something other than a local variable")
-        if target.id in _declared(scope.source.tree):
+        if target.id in declared(scope.source.tree):
             raise SkipError(f"it is kept: {target.id} is no local variable")
         return uses_after(scope.source, parent, target.id), True
 
@@ -169,16 +137,15 @@ class Flow:
         parent = scope.source.parents[use]
         if isinstance(parent, ast.Compare):
             none = [isinstance(x, ast.Constant) and x.value is None for x in parent.comparators]
-            if parent.left is use and all(none) and all(
-                isinstance(op, ast.Is | ast.IsNot) for op in parent.ops
+            if (
+                parent.left is use
+                and all(none)
+                and all(isinstance(op, ast.Is | ast.IsNot) for op in parent.ops)
             ):
                 return parent
-        if isinstance(parent, ast.keyword):
-            call = scope.source.parents[parent]
-        else:
-            call = parent
+        call = scope.source.parents[parent] if isinstance(parent, ast.keyword) else parent
         if not isinstance(call, ast.Call) or use is call.func:
-            raise SkipError(_what(scope.source, parent, use))
+            raise SkipError(what_else(scope.source, parent, use))
         if any(isinstance(a, ast.Starred) for a in call.args) or use not in call.args:
             raise SkipError("it is not handed on as a positional argument")
         argument = call.args.index(use)
@@ -193,7 +160,7 @@ class Flow:
         elif function is F.dropout and argument == 0:
             self.found.exchange(scope, call, runtime.dropout, call)
             self.follow_expression(scope, call)
-        elif _is_method_of(scope, call.func):
+        elif is_method_of(scope, call.func):
             self.accept_method(scope, call, argument)
         else:
             raise SkipError(f"it is given to {ast.unparse(call.func)}")
@@ -222,10 +189,10 @@ class Flow:
         ):
             raise SkipError(f"it is given to {ast.unparse(call.func)}")
         for i, layer in enumerate(layers):
-            if not isinstance(layer, nn.Module) or not _plain(layer):
+            if not isinstance(layer, nn.Module) or not is_plain_tree(layer):
                 raise SkipError(f"{ast.unparse(loop.iter)} holds other than torch's own layers")
             before = len(self.found.activations)
-            steps = (*scope.steps, *steps_of(scope, loop.iter), _key(layers, i))
+            steps = (*scope.steps, *steps_of(scope, loop.iter), key_of(layers, i))
             self.accept_module(layer, argument, steps)
             if len(self.found.activations) == before:
                 self.found.activations.append("none")
@@ -233,7 +200,12 @@ class Flow:
         return node
 
     def accept_call_of(
-        self, scope: Scope, call: ast.Call, module: nn.Module, argument: int, steps: tuple[Step, ...]
+        self,
+        scope: Scope,
+        call: ast.Call,
+        module: nn.Module,
+        argument: int,
+        steps: tuple[Step, ...],
     ) -> None:
         """A call of ``module`` in the source."""
         if type(module) in DROPOUTS or type(module) is nn.Identity:
@@ -280,10 +252,11 @@ class Flow:
         use = uses[0]
         node = scope.source.parents[use]
         if isinstance(node, ast.Attribute) and node.value is use:
-            node, method = scope.source.parents[node], node.attr
-            bare = isinstance(node, ast.Call) and not node.args and not node.keywords
-            if not bare or method not in ACTIVATION_METHODS or node.func.value is not use:  # type: ignore
+            method, called = node.attr, scope.source.parents[node]
+            bare = isinstance(called, ast.Call) and not called.args and not called.keywords
+            if not bare or method not in ACTIVATION_METHODS:
                 return "none"
+            node = called
             replaced = ast.copy_location(ast.Call(ast.Name("f", ast.Load()), [use], []), node)
             self.found.exchange(scope, node, runtime.make_method(method), replaced)  # type: ignore
             return method
@@ -291,15 +264,15 @@ class Flow:
             return "none"
         function = resolve(scope, node.func)
         if isinstance(function, nn.Module):
-            name = _activation_module(function)
+            name = activation_of(function)
             if name == "none":
                 return "none"
             steps = (*scope.steps, *steps_of(scope, node.func))
             self.leaf(function, "activation", steps)
             return name
-        if function not in _hashable(ACTIVATION_CALLS, function) or len(node.args) > 1:
+        name = activation_call(function)
+        if name == "none" or len(node.args) > 1:
             return "none"
-        name = ACTIVATION_CALLS[function]
         for keyword in node.keywords:
             constant = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
             if keyword.arg == "approximate" and constant in ("none", "tanh"):
@@ -354,7 +327,7 @@ class Flow:
     def accept_sequence(self, sequence: nn.Sequential, steps: tuple[Step, ...]) -> None:
         """The first layer of a sequence, behind dropout; the activation behind it."""
         layers = [*sequence._modules.items(), ("", None)]
-        for (name, layer), (next_name, following) in zip(layers, layers[1:], strict=False):
+        for (name, layer), (next_name, following) in pairwise(layers):
             assert layer is not None
             if type(layer) in DROPOUTS or type(layer) is nn.Identity:
                 self.pass_through(layer, (*steps, name))
@@ -362,7 +335,7 @@ class Flow:
             before = len(self.found.activations)
             self.accept_module(layer, 0, (*steps, name))
             if len(self.found.activations) == before:
-                name = "none" if following is None else _activation_module(following)
+                name = "none" if following is None else activation_of(following)
                 if following is not None and name != "none":
                     self.leaf(following, "activation", (*steps, next_name))
                 self.found.activations.append(name)
@@ -392,14 +365,14 @@ class Flow:
     ) -> None:
         """Refuse if anything between ``origin`` and the last consumer could change a piece."""
         source = scope.source
-        start = (0, 0) if origin is None else _end(origin)
-        stop = max(_end(end) for end in ends)
-        inside = {id(n) for end in ends for n in _around(source, end, origin)}
+        start = (0, 0) if origin is None else end_of(origin)
+        stop = max(end_of(end) for end in ends)
+        inside = {id(n) for end in ends for n in around(source, end, origin)}
         accepted = self.accepted | {id(end) for end in ends}
         for end in ends:
-            if _end(end) != stop and not self.leaves_alone(scope, end):
+            if end_of(end) != stop and not self.leaves_alone(scope, end):
                 raise SkipError("it has several uses, and other code runs between them")
-            if _withs(source, end) != ([] if origin is None else _withs(source, origin)):
+            if withs(source, end) != ([] if origin is None else withs(source, origin)):
                 raise SkipError("a `with` block begins or ends before the layer")
         own = set() if origin is None else {id(n) for n in ast.walk(origin)}
         for node in ast.walk(source.tree):
@@ -407,13 +380,14 @@ class Flow:
                 continue
             if not hasattr(node, "end_lineno"):
                 continue
-            within = start < _end(node) < stop or id(node) in inside
+            within = start < end_of(node) < stop or id(node) in inside
             if isinstance(node, ast.Call) and within and not self.quiet(scope, node):
                 raise SkipError(
                     f"{ast.unparse(node.func)} is called between the concatenation and the layer"
                 )
             writes = isinstance(node, _WRITES) or (
-                isinstance(node, ast.Subscript | ast.Attribute) and not isinstance(node.ctx, ast.Load)
+                isinstance(node, ast.Subscript | ast.Attribute)
+                and not isinstance(node.ctx, ast.Load)
             )
             if writes and within:
                 raise SkipError("something is written between the concatenation and the layer")
@@ -423,7 +397,7 @@ class Flow:
         if not isinstance(end, ast.Call):
             return True
         function = resolve(scope, end.func)
-        return function is F.linear or (isinstance(function, nn.Module) and _plain(function))
+        return function is F.linear or (isinstance(function, nn.Module) and is_plain_tree(function))
 
     def quiet(self, scope: Scope, call: ast.Call) -> bool:
         """Whether a call changes no tensor and no mode."""
@@ -444,291 +418,13 @@ class Flow:
             )
         if function in (torch.jit.is_scripting, torch.jit.is_tracing):
             return True
-        if isinstance(function, nn.Module) and not function._modules and _plain(function):
+        if isinstance(function, nn.Module) and not function._modules and is_plain_tree(function):
             if getattr(function, "inplace", False) or runtime.heard(function):
                 return False
-            self.found.guards[(*scope.steps, *steps_of(scope, call.func)), function, "forward"] = None
+            self.found.guards[(*scope.steps, *steps_of(scope, call.func)), function, "forward"] = (
+                None
+            )
             return True
         if function is None and isinstance(call.func, ast.Attribute):
-            return call.func.attr in _QUIET_METHODS and not _is_method_of(scope, call.func)
+            return call.func.attr in _QUIET_METHODS and not is_method_of(scope, call.func)
         return False
-
-
-# --- reading expressions --------------------------------------------------------------------------
-
-
-def resolve(scope: Scope, node: ast.expr) -> Any:
-    """The object that an expression names whenever the method runs, or None."""
-    if isinstance(node, ast.Name):
-        return _resolve_name(scope, node.id)
-    if isinstance(node, ast.Attribute):
-        base = resolve(scope, node.value)
-        if isinstance(base, ModuleType):
-            return getattr(base, node.attr, None)
-        if isinstance(base, nn.Module):
-            return _attribute(base, node.attr)
-        return None
-    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
-        base = resolve(scope, node.value)
-        known = isinstance(base, nn.ModuleList | nn.ModuleDict | nn.Sequential | list | tuple)
-        try:
-            return base[node.slice.value] if known else None
-        except (IndexError, KeyError, TypeError):
-            return None
-    return None
-
-
-def _resolve_name(scope: Scope, name: str) -> Any:
-    function, tree = scope.source.function, scope.source.tree
-    code = function.__code__
-    if name == scope.self_name and not _stores(tree, name):
-        return scope.module
-    if name in code.co_varnames or name in code.co_cellvars:
-        return None
-    if name in code.co_freevars:
-        cell = (function.__closure__ or ())[code.co_freevars.index(name)]
-        try:
-            return cell.cell_contents
-        except ValueError:
-            return None
-    return function.__globals__.get(name, getattr(builtins, name, None))
-
-
-def _attribute(module: nn.Module, name: str) -> Any:
-    for held in (module._modules, module._parameters):
-        if name in held:
-            return held[name]
-    value = vars(module).get(name)
-    return value if isinstance(value, nn.Module | list | tuple) else None
-
-
-def steps_of(scope: Scope, node: ast.expr) -> tuple[Step, ...]:
-    """The way from the scope's module to what :func:`resolve` found."""
-    if isinstance(node, ast.Attribute):
-        return (*steps_of(scope, node.value), node.attr)
-    if isinstance(node, ast.Subscript):
-        key = _key(resolve(scope, node.value), node.slice.value)  # type: ignore[attr-defined]
-        return (*steps_of(scope, node.value), key)
-    return ()
-
-
-def _key(container: Any, item: Any) -> Step:
-    """A module's own name for an item of it: quicker at every call than its ``__getitem__``."""
-    if isinstance(container, nn.ModuleList | nn.Sequential):
-        return list(container._modules)[item]
-    return item
-
-
-def _is_method_of(scope: Scope, node: ast.expr) -> bool:
-    return (
-        isinstance(node, ast.Attribute)
-        and isinstance(node.value, ast.Name)
-        and resolve(scope, node.value) is scope.module
-        and isinstance(
-            inspect.getattr_static(type(scope.module), node.attr, None), FunctionType
-        )
-        and not hasattr(nn.Module, node.attr)
-    )
-
-
-def _hashable(table: dict, value: Any) -> dict:
-    try:
-        hash(value)
-    except TypeError:
-        return {}
-    return table
-
-
-# --- names and statements -------------------------------------------------------------------------
-
-
-def uses_after(source: Source, statement: ast.stmt, name: str) -> list[ast.expr]:
-    """Every use of what ``statement`` assigns to ``name``."""
-    uses: list[ast.expr] = []
-    node: ast.AST = statement
-    while not isinstance(node, ast.FunctionDef):
-        parent = source.parents[node]
-        for block in _blocks(parent):
-            if node in block:
-                place = block.index(node)
-                more, killed = _scan(block[place + 1 :], name)
-                uses += more
-                if killed:
-                    return uses
-                if isinstance(parent, _LOOPS):
-                    uses += _scan(block[: place + 1], name)[0]
-        node = parent
-    return uses
-
-
-def _blocks(node: ast.AST) -> Iterator[list[Any]]:
-    for field_name in ("body", "orelse", "finalbody"):
-        block = getattr(node, field_name, None)
-        if isinstance(block, list):
-            yield block
-    for handler in getattr(node, "handlers", ()):
-        yield handler.body
-    for case in getattr(node, "cases", ()):
-        yield case.body
-
-
-def _scan(block: list[ast.stmt], name: str) -> tuple[list[ast.expr], bool]:
-    """The uses of a name from the start of a block, and whether it is then assigned anew."""
-    uses: list[ast.expr] = []
-    for statement in block:
-        if isinstance(statement, ast.If):
-            uses += _loads(statement.test, name)
-            branches = [_scan(branch, name) for branch in (statement.body, statement.orelse)]
-            uses += [use for found, _ in branches for use in found]
-            if all(killed for _, killed in branches):
-                return uses, True
-        elif isinstance(statement, ast.With):
-            for item in statement.items:
-                uses += _loads(item, name)
-            found, killed = _scan(statement.body, name)
-            uses += found
-            if killed:
-                return uses, True
-        else:
-            uses += _loads(statement, name)
-            if isinstance(statement, ast.Return | ast.Raise | ast.Continue | ast.Break):
-                return uses, isinstance(statement, ast.Return | ast.Raise)
-            targets = statement.targets if isinstance(statement, ast.Assign) else []
-            if isinstance(statement, ast.AnnAssign) and statement.value is not None:
-                targets = [statement.target]
-            names = [n for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
-            if any(n.id == name and isinstance(n.ctx, ast.Store) for n in names):
-                return uses, True
-    return uses, False
-
-
-def _loads(node: ast.AST, name: str) -> list[ast.expr]:
-    found: list[ast.expr] = []
-    for child in ast.walk(node):
-        if isinstance(child, _SCOPES):
-            inner = [n for n in ast.walk(child) if isinstance(n, ast.Name) and n.id == name]
-            if inner:
-                raise SkipError(f"{name} is used by a function defined inside")
-        if isinstance(child, ast.AugAssign) and isinstance(child.target, ast.Name):
-            if child.target.id == name:
-                raise SkipError(f"{name} is changed in place")
-        if isinstance(child, ast.Name) and child.id == name and isinstance(child.ctx, ast.Load):
-            found.append(child)
-    return found
-
-
-def _stores(tree: ast.AST, name: str) -> bool:
-    return any(
-        isinstance(n, ast.Name) and n.id == name and not isinstance(n.ctx, ast.Load)
-        for n in ast.walk(tree)
-    )
-
-
-def _declared(tree: ast.AST) -> set[str]:
-    kinds = (ast.Global, ast.Nonlocal)
-    return {name for n in ast.walk(tree) if isinstance(n, kinds) for name in n.names}
-
-
-def _end(node: ast.AST) -> tuple[int, int]:
-    return (node.end_lineno, node.end_col_offset)  # type: ignore[attr-defined]
-
-
-def _around(source: Source, end: ast.expr, origin: ast.expr | None) -> Iterator[ast.AST]:
-    """What may run again before ``end``: the loops and comprehensions around it, not ``origin``."""
-    node: ast.AST = end
-    repeated = (*_LOOPS, ast.GeneratorExp, ast.ListComp, ast.SetComp, ast.DictComp)
-    while node is not source.tree:
-        node = source.parents[node]
-        if isinstance(node, repeated):
-            walked = list(ast.walk(node))
-            if origin is None or not any(n is origin for n in walked):
-                yield from walked
-
-
-def _withs(source: Source, node: ast.AST) -> list[int]:
-    found = []
-    while node is not source.tree:
-        node = source.parents[node]
-        if isinstance(node, ast.With | ast.AsyncWith):
-            found.append(id(node))
-    return found
-
-
-def _what(source: Source, parent: ast.AST, use: ast.expr) -> str:
-    """What is done with a value that is not handed to a call."""
-    around = parent
-    while isinstance(around, ast.List | ast.Tuple | ast.Dict):
-        around = source.parents[around]
-    parent = around if isinstance(around, ast.Return) else parent
-    name = f"{use.id} " if isinstance(use, ast.Name) else "it "
-    if isinstance(parent, ast.Return):
-        return f"{name}is returned"
-    if isinstance(parent, ast.Attribute):
-        return f"{name}has another use: .{parent.attr}"
-    if isinstance(parent, ast.List | ast.Tuple | ast.Dict | ast.Assign | ast.Starred):
-        return f"{name}is kept"
-    return f"{name}has another use: {type(parent).__name__}"
-
-
-# --- modules --------------------------------------------------------------------------------------
-
-
-def check_module(module: nn.Module, layer: bool = True) -> None:
-    """Refuse a module whose call is more than its class's ``forward``.
-
-    Raises:
-        SkipError: with the reason.
-    """
-    name = type(module).__name__
-    if isinstance(module, torch.jit.ScriptModule):
-        raise SkipError(f"it is given to {name}, which is compiled by torch.jit")
-    if hasattr(module, "parametrizations"):
-        raise SkipError(f"it is given to {name}, which computes its weight by a parametrization")
-    if type(module).__call__ is not nn.Module.__call__ or module._compiled_call_impl is not None:
-        raise SkipError(f"it is given to {name}, whose __call__ is not torch's")
-    if runtime.heard(module):
-        raise SkipError(f"it is given to {name}, which has hooks that may see its input")
-    replaced = vars(module).get("forward")
-    if replaced is not None and not runtime.is_ours(replaced) and not is_original(replaced, module):
-        raise SkipError(f"it is given to {name}, whose forward was replaced on the instance")
-    if layer and type(module).__module__.startswith(("torch.ao.", "torchao.")):
-        raise SkipError(f"it is given to {name}, a quantised layer")
-    weight = module._parameters.get("weight")
-    # Shards are put together by the time forward reads them; if not, the call itself will see.
-    sharded = type(weight).__module__.startswith("torch.distributed.")
-    plain = type(weight) is nn.Parameter or sharded
-    if weight is not None and (not plain or not weight.is_floating_point()):
-        raise SkipError(f"it is given to {name}, whose weight is no plain floating tensor")
-
-
-def is_original(method: Any, module: nn.Module) -> bool:
-    """Whether a bound method is what the class has: pickle leaves one in place of ours."""
-    function = inspect.getattr_static(type(module), getattr(method, "__name__", ""), None)
-    return getattr(method, "__self__", None) is module and method.__func__ is function
-
-
-def is_pointwise(module: nn.Module) -> bool:
-    """Whether a convolution is a linear map of every position's features."""
-    ones = (1,) * len(module.kernel_size)  # type: ignore[arg-type]
-    zeros = (0,) * len(ones)
-    return (
-        module.kernel_size == ones
-        and module.stride == ones
-        and module.groups == 1
-        and (module.padding == zeros or module.padding in ("same", "valid"))
-    )
-
-
-def _activation_module(module: nn.Module) -> str:
-    name = ACTIVATION_MODULES.get(type(module), "none")
-    try:
-        check_module(module)
-    except SkipError:
-        return "none"
-    if name == "gelu" and module.approximate == "tanh":
-        return "gelu_tanh"
-    return name
-
-
-def _plain(module: nn.Module) -> bool:
-    return all(type(m).__module__.startswith("torch.nn.modules.") for m in module.modules())

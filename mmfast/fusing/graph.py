@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from mmfast.fusing.flow import ACTIVATION_CALLS, ACTIVATION_METHODS
+from mmfast.fusing.layers import ACTIVATION_CALLS, ACTIVATION_METHODS
+from mmfast.fusing.leaves import broadcast_convolution
 from mmfast.fusing.pieces import CONCATENATIONS
-from mmfast.fusing.runtime import SMALL, broadcast_convolution
+from mmfast.fusing.runtime import SMALL
 from mmfast.ops import concat_linear as _operator
 from mmfast.ops.library import host
 
@@ -137,7 +138,7 @@ def _consumers(cat: fx.Node) -> list[tuple[fx.Node, list[fx.Node]]]:
 
 
 def _anything_between(graph: fx.Graph, start: fx.Node, ends: list[fx.Node]) -> bool:
-    """Whether something between a concatenation and its last consumer may change a piece or mode."""
+    """Whether anything before the last consumer may change a piece or a mode."""
     waiting = set(ends)
     inside = False
     for node in graph.nodes:
@@ -237,7 +238,8 @@ def _gather(node: fx.Node, cat: fx.Node) -> tuple[fx.Node, fx.Node | None]:
     if not isinstance(table, fx.Node) or not isinstance(rows, fx.Node) or None in values:
         return node, None
     x, i = values
-    assert x is not None and i is not None
+    assert x is not None
+    assert i is not None
     if x.dim() != 2 or i.dtype not in (torch.int64, torch.int32) or i.dim() == 0:
         return node, None
     if node.target is not operator.getitem:
@@ -305,10 +307,9 @@ def _activation(linear: fx.Node) -> tuple[str, fx.Node]:
         return str(user.target), user
     if user.op != "call_function" or user.target not in ACTIVATION_CALLS:
         return "none", linear
-    name = ACTIVATION_CALLS[user.target]  # type: ignore[index]
-    if name == "gelu":
-        if user.kwargs.get("approximate", "none") == "tanh":
-            name = "gelu_tanh"
+    name = ACTIVATION_CALLS[user.target]
+    if name == "gelu" and user.kwargs.get("approximate", "none") == "tanh":
+        name = "gelu_tanh"
     return name, user
 
 
@@ -318,7 +319,7 @@ def _activation(linear: fx.Node) -> tuple[str, fx.Node]:
 def _pointwise(node: fx.Node) -> bool:
     if node.op != "call_function" or node.target not in _CONVOLUTIONS:
         return False
-    dims = _CONVOLUTIONS[node.target]  # type: ignore[index]
+    dims = _CONVOLUTIONS[node.target]
     weight, value = _value(_argument(node, 1, "weight")), _value(node)
     if weight is None or value is None or value.dim() != dims + 2:
         return False
@@ -344,9 +345,7 @@ def _replace_convolution(graph: fx.Graph, node: fx.Node, tensors: list[fx.Node])
     if once and len(once) < len(tensors) and w.dtype in (torch.float32, torch.float64):
         vectors = [i in once for i in range(len(tensors))]
         with graph.inserting_before(node):
-            result = graph.call_function(
-                broadcast_convolution, (tensors, vectors, weight, bias)
-            )
+            result = graph.call_function(broadcast_convolution, (tensors, vectors, weight, bias))
         result.meta["example_value"] = out
         node.replace_all_uses_with(result)
         return True

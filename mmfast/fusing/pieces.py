@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmfast.fusing import runtime
-from mmfast.fusing.flow import Flow, Scope, SkipError, resolve, uses_after
+from mmfast.fusing.flow import Flow
+from mmfast.fusing.names import Scope, SkipError, resolve, uses_after
 
 CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate}
 

@@ -91,7 +91,9 @@ class Report:
         if self.skipped:
             lines += _columns([("left alone", "source", "why"), *_alike(self.skipped)])
         if self.bytes_saved:
-            lines.append(f"concatenations not built: {self.bytes_saved / 2**20:.2f} MiB per forward")
+            lines.append(
+                f"concatenations not built: {self.bytes_saved / 2**20:.2f} MiB per forward"
+            )
         if self.measured is not None:
             m = self.measured
             lines.append(
@@ -114,7 +116,9 @@ def _alike(skipped: list[Skipped]) -> list[tuple[str, str, str]]:
 
 def _short(line: str) -> str:
     path, _, number = line.rpartition(":")
-    return f"{os.path.join(os.path.basename(os.path.dirname(path)), os.path.basename(path))}:{number}"
+    return (
+        f"{os.path.join(os.path.basename(os.path.dirname(path)), os.path.basename(path))}:{number}"
+    )
 
 
 def _layers(entry: Fused) -> str:

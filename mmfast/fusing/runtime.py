@@ -1,14 +1,14 @@
 """What the exchanged calls do: hand the pieces of a concatenation on, and consume them.
 
-Pieces travel in a plain tuple ``(tensors, index, activation, seen)``, through the ``__call__`` of every
-module between the concatenation and the layer. No tensor subclass and no mode: neither the
+Pieces travel in a plain tuple ``(tensors, index, activation, seen)``, through the ``__call__`` of
+every module between the concatenation and the layer. No tensor subclass and no mode: neither the
 dispatcher nor autograd, Dynamo, FSDP's hooks or a pytree can mistake a tuple for something else,
 and calls that were not exchanged cost what they cost before. Where anything is not as
 :mod:`mmfast.fusing.flow` proved it, the concatenation is built and everything runs as written.
 """
 
 from collections.abc import Callable, Sequence
-from types import FunctionType, MethodType
+from types import MethodType
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
-from mmfast.functional import concat_linear
+from mmfast import functional
 from mmfast.ops.concat_linear import DTYPES
 
 Pieces = tuple[tuple[Tensor, ...], tuple[Tensor | None, ...] | None, str, "Seen | None"]
@@ -57,16 +57,16 @@ def make_cat(
         if found is not None and passable(module, guards):
             parts, index = found
             first = parts[0].dim() if index is None or index[0] is None else index[0].dim() + 1
-            if dim in ((1, 1 - first) if channels else (-1, first - 1)):
-                if joinable(parts, index, 1 if channels else -1):
-                    return parts, index, activation, seen
+            fits = dim in ((1, 1 - first) if channels else (-1, first - 1))
+            if fits and joinable(parts, index, 1 if channels else -1):
+                return parts, index, activation, seen
         return original(built(tensors), dim)
 
     return cat
 
 
 def split(tensors: Any) -> tuple[tuple[Tensor, ...], tuple[Tensor | None, ...] | None] | None:
-    """Tensors and indices of a list whose entries are tensors or :func:`rows`; None if it is not."""
+    """Tensors and indices of a list of tensors and :func:`rows`; None if it is anything else."""
     if not isinstance(tensors, list | tuple) or len(tensors) < 2:
         return None
     if any(type(x) is tuple for x in tensors):
@@ -112,9 +112,7 @@ class Seen:
             self.bytes += elements * parts[0].element_size()
 
 
-def joinable(
-    parts: Sequence[Tensor], index: Sequence[Tensor | None] | None, dim: int = -1
-) -> bool:
+def joinable(parts: Sequence[Tensor], index: Sequence[Tensor | None] | None, dim: int = -1) -> bool:
     """Whether these are plain dense tensors that ``torch.cat`` joins without converting any."""
     first = parts[0]
     if not is_plain(first) or first.dtype not in DTYPES or first.device.type != "cpu":
@@ -189,7 +187,7 @@ def heard(module: nn.Module) -> bool:
 
 
 def rows(x: Any, index: Any) -> Any:
-    """``x[index]`` in a concatenation: picked by the operator where it is a plain gather of rows."""
+    """``x[index]`` in a concatenation, left to the operator where it is a plain gather of rows."""
     if (
         is_plain(x)
         and x.dim() == 2
@@ -224,8 +222,9 @@ def repeated(x: Tensor, *sizes: Any) -> Tensor:
 
 def interleaved(x: Any, repeats: Any, dim: int) -> Any:
     """``x.repeat_interleave(repeats, dim)`` in a concatenation, as a gather of rows."""
-    if is_plain(x) and x.dim() == 2 and dim in (0, -2) and type(repeats) in (int, Tensor):
-        if type(repeats) is int or (repeats.dim() == 1 and repeats.numel() == x.shape[0]):
+    if is_plain(x) and x.dim() == 2 and dim in (0, -2):
+        one_each = is_plain(repeats) and repeats.dim() == 1 and repeats.numel() == x.shape[0]
+        if type(repeats) is int or one_each:
             return x, torch.arange(x.shape[0], device=x.device).repeat_interleave(repeats)
     return x.repeat_interleave(repeats, dim)
 
@@ -250,10 +249,12 @@ def linear(input: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
     if not wanted:
         return F.linear(concatenated(input), weight, bias)
     if index is None:
-        result = concat_linear(tensors, weight, bias, activation=activation)
+        result = functional.concat_linear(tensors, weight, bias, activation=activation)
     else:
         try:
-            result = concat_linear(tensors, weight, bias, activation=activation, index=index)
+            result = functional.concat_linear(
+                tensors, weight, bias, activation=activation, index=index
+            )
         except IndexError:  # negative entries count from the end; those beyond it raise again
             return F.linear(concatenated(input), weight, bias)
     return result if activation == "none" else (result,)
@@ -281,76 +282,6 @@ def worth(
     return first.numel() // max(1, first.shape[-1]) * weight.numel() > SMALL
 
 
-def convolution(input: Pieces, layer: Any) -> Any:
-    """A 1x1 convolution of pieces joined along the channels.
-
-    In channels-last memory it is the operator. Elsewhere a copy of the features would cost more
-    than the concatenation; but what is the same at every position is multiplied once.
-    """
-    tensors, _, activation, seen = input
-    weight, bias = layer.weight, layer.bias
-    flat = [x for x in tensors if any(x.stride()[2:]) or x[0, 0].numel() < 2]
-    way = _way(tensors, flat, weight, bias)
-    if seen is not None:
-        seen.tell(tensors, None, way != "built")
-    if way == "operator":
-        moved = [x.permute(0, 2, 3, 1) for x in tensors]
-        result = concat_linear(moved, weight.flatten(1), bias, activation=activation)
-        result = result.permute(0, 3, 1, 2)
-        return result if activation == "none" else (result,)
-    if way == "broadcast":
-        vectors = [all(x is not y for y in flat) for x in tensors]
-        return broadcast_convolution(tensors, vectors, weight, bias)
-    return layer._conv_forward(concatenated(input, 1), weight, bias)
-
-
-def _way(
-    tensors: Sequence[Tensor], flat: Sequence[Tensor], weight: Tensor, bias: Tensor | None
-) -> str:
-    dtype = tensors[0].dtype
-    if not is_plain(weight) or (bias is not None and not is_plain(bias)):
-        return "built"
-    if dtype is not weight.dtype or sum([x.shape[1] for x in tensors]) != weight.shape[1]:
-        return "built"
-    if len(flat) == len(tensors) and all(_channels_last(x) for x in tensors):
-        moved = [x.permute(0, 2, 3, 1) for x in tensors]
-        return "operator" if worth(moved, None, weight.flatten(1), bias) else "built"
-    wide = dtype in (torch.float32, torch.float64)  # others would round every part
-    wide = wide and not torch.is_autocast_enabled("cpu")
-    return "broadcast" if wide and 0 < len(flat) < len(tensors) else "built"
-
-
-def _channels_last(x: Tensor) -> bool:
-    """Whether torch.cat and the convolution would go on in channels-last memory; views count."""
-    if x.dim() != 4 or x.shape[1] < 2 or x.shape[2] * x.shape[3] < 2:
-        return False
-    _, c, h, w = x.shape
-    stride = x.stride()
-    return stride[1] == 1 and stride[3] >= c and stride[2] >= w * stride[3] and (
-        stride[0] >= h * stride[2]
-    )
-
-
-def broadcast_convolution(
-    tensors: Sequence[Tensor], vectors: Sequence[bool], weight: Tensor, bias: Tensor | None
-) -> Tensor:
-    """A 1x1 convolution of pieces, some of which are the same at every position."""
-    parts = weight.split([x.shape[1] for x in tensors], 1)
-    given = list(zip(tensors, parts, vectors, strict=True))
-    added = bias
-    for x, part, vector in given:
-        if vector:
-            product = F.linear(x[(..., *(0,) * (x.dim() - 2))], part.flatten(1))
-            added = product if added is None else added + product
-    kept = [x for x, _, vector in given if not vector]
-    columns = [part for _, part, vector in given if not vector]
-    joined = kept[0] if len(kept) == 1 else torch.cat(kept, 1)
-    matrix = columns[0] if len(kept) == 1 else torch.cat(columns, 1)
-    convolve = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[joined.dim()]
-    result = convolve(joined, matrix)
-    return result + added[(..., *(None,) * (result.dim() - 2))]  # type: ignore[index]
-
-
 def make_activation(original: Callable[..., Any]) -> Callable[..., Any]:
     """An activation behind a layer that may have computed it already."""
 
@@ -376,39 +307,3 @@ def dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = F
             return input
         input = concatenated(input)
     return F.dropout(input, p, training, inplace)
-
-
-# --- forward of the layers that pieces meet -------------------------------------------------------
-
-
-def _linear(self: nn.Linear, input: Any) -> Any:
-    return linear(input, self.weight, self.bias)
-
-
-def _convolution(self: Any, input: Any) -> Any:
-    if type(input) is tuple:
-        return convolution(input, self)
-    return self._conv_forward(input, self.weight, self.bias)
-
-
-def _dropout(self: nn.Dropout, input: Any) -> Any:
-    return dropout(input, self.p, self.training, self.inplace)
-
-
-def _activation(self: nn.Module, input: Any) -> Any:
-    return input[0] if type(input) is tuple else type(self).forward(self, input)
-
-
-def marked(function: FunctionType, name: str) -> FunctionType:
-    """``function`` with the name that it gets, by which pickle finds the original again."""
-    function.__name__ = name
-    setattr(function, MARK, True)
-    return function
-
-
-LEAVES = {
-    "linear": marked(_linear, "forward"),
-    "convolution": marked(_convolution, "forward"),
-    "dropout": marked(_dropout, "forward"),
-    "activation": marked(_activation, "forward"),
-}

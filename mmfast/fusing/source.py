@@ -103,9 +103,9 @@ def _definitions(text: str) -> dict[tuple[int, str], Place]:
             if isinstance(child, ast.FunctionDef):
                 first = min([child.lineno, *(d.lineno for d in child.decorator_list)])
                 found[first, child.name] = Place(child, owner, imports)
-            if top and isinstance(child, ast.Import | ast.ImportFrom):
-                if getattr(child, "module", None) != "__future__":
-                    imports.append(child)
+            imported = isinstance(child, ast.Import | ast.ImportFrom)
+            if top and imported and getattr(child, "module", None) != "__future__":
+                imports.append(child)  # type: ignore[arg-type]
             within = top and not isinstance(child, ast.FunctionDef | ast.ClassDef | ast.Lambda)
             visit(child, child.name if isinstance(child, ast.ClassDef) else owner, within)
 

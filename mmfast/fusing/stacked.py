@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmfast.functional import weighted_sum
-from mmfast.fusing.flow import Flow, Scope, SkipError, resolve
+from mmfast import functional
+from mmfast.fusing.flow import Flow
+from mmfast.fusing.names import Scope, SkipError, resolve
 from mmfast.fusing.pieces import constant
 from mmfast.fusing.runtime import Seen, is_plain
 from mmfast.ops.concat_linear import DTYPES
@@ -35,7 +36,11 @@ def weighted_sums(scope: Scope) -> list[tuple[ast.Call, ast.expr, ast.expr, int]
         keywords = {k.arg: k.value for k in node.keywords}
         dims = [*arguments, *(keywords.pop(name) for name in ("dim", "axis") if name in keywords)]
         dim = constant(dims[0]) if len(dims) == 1 and not keywords else None
-        if dim is None or not isinstance(product, ast.BinOp) or not isinstance(product.op, ast.Mult):
+        if (
+            dim is None
+            or not isinstance(product, ast.BinOp)
+            or not isinstance(product.op, ast.Mult)
+        ):
             continue
         sides = (product.left, product.right)
         for stack, weights in (sides, sides[::-1]):
@@ -59,7 +64,11 @@ def stack_of(scope: Scope, node: ast.expr) -> ast.Call | None:
     if len(assigned) != 1:
         return None
     parent = scope.source.parents[assigned[0]]
-    return stack_of(scope, parent.value) if isinstance(parent, ast.Assign) and isinstance(parent.value, ast.Call) else None
+    return (
+        stack_of(scope, parent.value)
+        if isinstance(parent, ast.Assign) and isinstance(parent.value, ast.Call)
+        else None
+    )
 
 
 def defer_stack(flow: Flow, scope: Scope, stack: ast.expr, end: ast.Call) -> None:
@@ -98,7 +107,7 @@ def make_sum(dim: int, stack_first: bool, seen: Seen | None = None) -> Any:
             seen.tell(tensors, None, fits)
         if fits:
             rows = weights.squeeze(-1).movedim(place, -1)
-            return weighted_sum(tensors, rows, per="row")
+            return functional.weighted_sum(tensors, rows, per="row")
         whole = torch.stack(tensors, place) if held else stack
         return (whole * weights if stack_first else weights * whole).sum(dim)
 

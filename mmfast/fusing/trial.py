@@ -47,7 +47,9 @@ class Trial:
     def step(self) -> list[Tensor]:
         """One pass as training or evaluation does it."""
         args, kwargs = pytree.tree_map_only(
-            Tensor, lambda x: x.detach().clone().requires_grad_(x.requires_grad), (self.args, self.kwargs)
+            Tensor,
+            lambda x: x.detach().clone().requires_grad_(x.requires_grad),
+            (self.args, self.kwargs),
         )
         with torch.set_grad_enabled(self.training):
             leaves = _tensors(self.model(*args, **kwargs))

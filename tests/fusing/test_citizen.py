@@ -162,7 +162,9 @@ def test_reentrant():
 
 def test_threads():
     model, plain = pair(Gathered)
-    inputs = [[*Gathered.inputs()[:2], *(i.roll(k) for i in Gathered.inputs()[2:])] for k in range(4)]
+    inputs = [
+        [*Gathered.inputs()[:2], *(i.roll(k) for i in Gathered.inputs()[2:])] for k in range(4)
+    ]
     expected = [plain(*x) for x in inputs]
     found = [None] * 4
 

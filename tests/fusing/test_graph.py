@@ -14,6 +14,7 @@ from mmfast.fusing.graph import fuse_graph
 
 INPUTS = Base.inputs()
 COMPILED = [kind for kind in PATTERNS if kind.__name__ != "Branches"]  # which reads a value
+assert COMPILED[-1] is Attention  # whose weighted sums Inductor fuses: the backend leaves them
 
 
 def close(found, expected):
@@ -49,10 +50,8 @@ def test_a_fused_model_compiles_without_a_break(kind, dynamic):
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("kind", COMPILED, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", COMPILED[:-1], ids=lambda kind: kind.__name__)
 def test_the_backend_finds_the_same_places(kind, dynamic):
-    if kind is Attention:
-        pytest.skip("Inductor fuses weighted sums itself: the backend leaves them")
     model = kind().eval()
     seen, found = graphs_of(model, kind.inputs(), dynamic=dynamic)
     # An image in channels-last memory is Inductor's own to lay out.

@@ -183,7 +183,9 @@ class Wide(nn.Module):
         self.conv = nn.Conv1d(192 + 192, 8, 3)
 
     def forward(self, x, y):
-        return self.conv(torch.cat([x[..., None, :96].mT.mT.reshape(1, 192, 96), y[None, :, :96]], 1))
+        return self.conv(
+            torch.cat([x[..., None, :96].mT.mT.reshape(1, 192, 96), y[None, :, :96]], 1)
+        )
 
 
 KINDS = [
@@ -224,7 +226,8 @@ def test_hooks_that_see_the_input(register):
 
 
 @pytest.mark.parametrize(
-    "register", ["register_forward_pre_hook", "register_forward_hook", "register_full_backward_hook"]
+    "register",
+    ["register_forward_pre_hook", "register_forward_hook", "register_full_backward_hook"],
 )
 def test_hooks_that_come_later(register):
     model, seen = Nested(), []
@@ -289,14 +292,16 @@ def test_weight_norm_later(old):
 
 
 def test_lora():
-    peft = pytest.importorskip("peft")
+    import peft
+
     config = peft.LoraConfig(target_modules=["fc"], init_lora_weights=False)
     model = peft.get_peft_model(Nested(), config)
     check_left_alone(model, "it is not handed on as a positional argument")
 
 
 def test_lora_later():
-    peft = pytest.importorskip("peft")
+    import peft
+
     model = Nested()
     mmfast.fuse(model)
     config = peft.LoraConfig(target_modules=["fc"], init_lora_weights=False)
