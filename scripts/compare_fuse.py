@@ -31,10 +31,15 @@ def late_fusion() -> Case:
     from torchmultimodal.models.late_fusion import LateFusion
     from torchmultimodal.modules.fusions.concat_fusion import ConcatFusionModule
 
-    encoders = nn.ModuleDict({"image": nn.Identity(), "text": nn.Identity()})
-    fusion = ConcatFusionModule(nn.Linear(2048 + 768, 512), nn.ReLU())
+    encoders = nn.ModuleDict(
+        {
+            "image": nn.Sequential(nn.Linear(256, 2048), nn.ReLU()),
+            "text": nn.Sequential(nn.Linear(256, 768), nn.ReLU()),
+        }
+    )
+    fusion = ConcatFusionModule(nn.Linear(2048 + 768, 512))
     model = LateFusion(encoders, fusion, nn.Linear(512, 10))
-    return model, ({"image": torch.randn(1024, 2048), "text": torch.randn(1024, 768)},), {}
+    return model, ({"image": torch.randn(1024, 256), "text": torch.randn(1024, 256)},), {}
 
 
 def edge_convolution() -> Case:

@@ -52,6 +52,8 @@ from mmfast.fusing.source import Position, position
 _QUIET_BUILTINS = {"len", "int", "float", "bool", "isinstance", "range", "enumerate", "zip"}
 _QUIET_BUILTINS |= {"tuple", "list", "min", "max", "sorted", "str"}
 _QUIET_METHODS = {"size", "dim", "numel", "keys", "values", "items"}
+_QUIET_METHODS |= {"expand", "expand_as", "repeat", "repeat_interleave", "index_select"}
+_QUIET_METHODS |= {"unsqueeze", "squeeze", "view", "reshape"}
 _WRITES = (ast.AugAssign, ast.Delete, ast.Await, ast.Yield, ast.YieldFrom, ast.Try, ast.NamedExpr)
 _DEPTH = 8
 
@@ -418,6 +420,8 @@ class Flow:
             )
         if function in (torch.jit.is_scripting, torch.jit.is_tracing):
             return True
+        if function is F.embedding and len(call.args) == 2 and not call.keywords:
+            return True  # without max_norm, which writes
         if isinstance(function, nn.Module) and not function._modules and is_plain_tree(function):
             if getattr(function, "inplace", False) or runtime.heard(function):
                 return False
