@@ -210,7 +210,10 @@ class _Exchange(ast.NodeTransformer):
 def _like(old: FunctionType, code: CodeType, closure: tuple[CellType, ...]) -> FunctionType:
     new = FunctionType(code, old.__globals__, old.__name__, old.__defaults__, closure or None)
     new.__kwdefaults__ = old.__kwdefaults__
-    new.__annotations__ = old.__annotations__
+    if hasattr(old, "__annotate__"):  # Python 3.14: asking for them would evaluate them
+        new.__annotate__ = old.__annotate__  # type: ignore[attr-defined]
+    else:
+        new.__annotations__ = old.__annotations__
     new.__qualname__ = old.__qualname__
     new.__module__ = old.__module__
     new.__doc__ = old.__doc__
