@@ -186,7 +186,7 @@ def heard(module: nn.Module) -> bool:
     return False
 
 
-def rows(x: Any, index: Any) -> Any:
+def rows(x: Any, index: Any, negative: bool = True) -> Any:
     """``x[index]`` in a concatenation, left to the operator where it is a plain gather of rows."""
     if (
         is_plain(x)
@@ -197,6 +197,9 @@ def rows(x: Any, index: Any) -> Any:
         and index.device == x.device
         and not torch.jit.is_tracing()
     ):
+        if negative and torch.compiler.is_compiling():
+            # A graph cannot fall back when it meets an entry that counts from the end.
+            index = torch.where(index < 0, index + x.shape[0], index)
         return x, index
     return x[index]
 
@@ -204,7 +207,7 @@ def rows(x: Any, index: Any) -> Any:
 def selected(x: Any, dim: Any, index: Any) -> Any:
     """``x.index_select(dim, index)`` likewise."""
     if dim == 0 and is_plain(index) and index.dim() == 1 and index.dtype is torch.int64:
-        found = rows(x, index)
+        found = rows(x, index, negative=False)
         if type(found) is tuple:
             return found
     return torch.index_select(x, dim, index)
@@ -231,7 +234,7 @@ def interleaved(x: Any, repeats: Any, dim: int) -> Any:
 
 def embedded(index: Any, weight: Any) -> Any:
     """``F.embedding(index, weight)`` likewise."""
-    found = rows(weight, index)
+    found = rows(weight, index, negative=False)
     return found if type(found) is tuple else F.embedding(index, weight)
 
 
