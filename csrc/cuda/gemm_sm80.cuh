@@ -1,0 +1,267 @@
+// The product on any GPU from compute capability 8.0 on: cp.async brings tiles, mma.sync multiplies.
+//
+// A block of eight warps per tile of the result. Rows may be picked by an index, and may start at any
+// address: what cannot be copied 16 bytes at a time is copied 8, 4 or 2 at a time. What lies outside
+// a matrix is written as zeros, so that it adds nothing whatever stands there.
+#pragma once
+
+#include "gemm_epilogue.cuh"
+#include "gemm_kinds.cuh"
+
+namespace mmfast::cuda {
+
+template <int tile_cols>
+struct Sm80Tile {
+  static constexpr int kSlots = 3;
+  static constexpr int kBytesA = kTileRows * kLineBytes;
+  static constexpr int kBytesB = tile_cols * kLineBytes;
+  static constexpr int kSlotBytes = kBytesA + kBytesB;
+  // 96 KiB: within the 99 that the smallest of these GPUs grant. The epilogue reuses it.
+  static constexpr int kSharedBytes = kSlots * kSlotBytes;
+  static_assert(kSharedBytes <= 99 * 1024);
+  // Warps stand 2 by 4 over 128 columns, 4 by 2 over 64; each has 32 columns.
+  static constexpr int kWarpsAcross = tile_cols / kFragmentCols;
+  static constexpr int kWarpRows = kTileRows * kWarpsAcross / 8;
+  static constexpr int kFragments = kWarpRows / kFragmentRows;
+};
+
+constexpr int kSm80Threads = 256;
+
+__device__ __forceinline__ void copy_async(uint32_t to, const void* from, int bytes) {
+  // The last operand: how many bytes to read; the rest of the 16 becomes zeros.
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes)
+               : "memory");
+}
+template <int unit>
+__device__ __forceinline__ void copy_async_narrow(uint32_t to, const char* from, int bytes) {
+#pragma unroll
+  for (int i = 0; i < 16; i += unit) {
+    const int left = bytes - i;
+    const int size = left < 0 ? 0 : left < unit ? left : unit;
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(to + i),
+                 "l"(size ? from + i : from), "n"(unit), "r"(size)
+                 : "memory");
+  }
+}
+
+// Eight elements from column `col` on; `row` is the operand's own, or negative for zeros.
+__device__ __forceinline__ void load_unit(const Operand& x, int64_t row, int32_t col, uint32_t to,
+                                          bool whole_units) {
+  const int32_t left = x.cols - col;
+  const int count = row < 0 || left <= 0 ? 0 : left < 8 ? left : 8;
+  const char* from = static_cast<const char*>(x.data);
+  if (count > 0) {
+    from += (row * x.stride + col) * 2;
+  }
+  if (whole_units) {
+    copy_async(to, from, count * 2);
+  } else if (x.unit == 8) {
+    copy_async_narrow<8>(to, from, count * 2);
+  } else if (x.unit == 4) {
+    copy_async_narrow<4>(to, from, count * 2);
+  } else {
+    uint32_t words[4] = {0, 0, 0, 0};
+    const auto* elements = reinterpret_cast<const uint16_t*>(from);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (i < count) {
+        words[i / 2] |= static_cast<uint32_t>(elements[i]) << (i % 2 * 16);
+      }
+    }
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"r"(to), "r"(words[0]),
+                 "r"(words[1]), "r"(words[2]), "r"(words[3])
+                 : "memory");
+  }
+}
+
+__device__ __forceinline__ int64_t picked_row(const Operand& x, int32_t row) {
+  if (row >= x.rows) {
+    return -1;
+  }
+  return x.index ? x.index[row] : row;
+}
+
+template <Major major, int rows>
+__device__ __forceinline__ void load_nth(const Operand& x, int32_t row, int32_t k, uint32_t to,
+                                          int i, bool whole_units) {
+  constexpr int units = major == Major::k ? kBlockK / 8 : rows / 8;
+  const int at = i * kSm80Threads + static_cast<int>(threadIdx.x);
+  const int line = at / units;
+  const int unit = at % units;
+  if constexpr (major == Major::k) {
+    load_unit(x, picked_row(x, row + line), k + unit * 8,
+              to + element_offset(major, line, unit * 8), whole_units);
+  } else {
+    load_unit(x, picked_row(x, k + line), row + unit * 8,
+              to + element_offset(major, unit * 8, line), whole_units);
+  }
+}
+
+// The `rows` rows of M or N of a tile from `row` on, one step of K from `k` on.
+template <Major major, int rows>
+__device__ __forceinline__ void load_tile(const Operand& x, int32_t row, int32_t k, uint32_t to) {
+  constexpr int loads = rows * kBlockK / 8 / kSm80Threads;
+  if (x.unit == 16) {
+#pragma unroll
+    for (int i = 0; i < loads; ++i) {
+      load_nth<major, rows>(x, row, k, to, i, true);
+    }
+  } else {
+#pragma unroll 1
+    for (int i = 0; i < loads; ++i) {
+      load_nth<major, rows>(x, row, k, to, i, false);
+    }
+  }
+}
+
+// Four 8 by 8 matrices; each lane names a row of one, see load_corner_a and load_corner_b.
+template <Major major>
+__device__ __forceinline__ void load_matrices(uint32_t from, uint32_t (&to)[4]) {
+  if constexpr (major == Major::k) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(from)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(from)
+                 : "memory");
+  }
+}
+
+// d (16 by 8) += a (16 by 16) b (16 by 8)
+#define MMFAST_MMA(T, name)                                                                        \
+  __device__ __forceinline__ void multiply_add(T, float* d, const uint32_t (&a)[4], uint32_t b0,   \
+                                               uint32_t b1) {                                      \
+    asm volatile(                                                                                  \
+        "mma.sync.aligned.m16n8k16.row.col.f32." name "." name                                     \
+        ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"                   \
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                           \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                           \
+  }
+MMFAST_MMA(__nv_bfloat16, "bf16")
+MMFAST_MMA(__half, "f16")
+#undef MMFAST_MMA
+
+// sums[fragment] += a warp's share of one step of K.
+template <typename T, GemmKind kind, int tile_cols>
+__device__ __forceinline__ void multiply_step(
+    uint32_t slot, int lane, int warp_row, int warp_col,
+    float (&sums)[Sm80Tile<tile_cols>::kFragments][kFragmentRegisters]) {
+  using Config = Sm80Tile<tile_cols>;
+  constexpr Major major_a = Majors<kind>::a;
+  constexpr Major major_b = Majors<kind>::b;
+  const Corner corner_a = load_corner_a(major_a, lane);
+  const Corner corner_b = load_corner_b(major_b, lane);
+#pragma unroll 1  // unrolled, it needs more registers than two blocks per multiprocessor leave
+  for (int k = 0; k < kBlockK; k += 16) {
+    uint32_t b[2][4];  // 16 columns each
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      load_matrices<major_b>(slot + Config::kBytesA +
+                                 element_offset(major_b, warp_col + j * 16 + corner_b.row,
+                                                k + corner_b.k),
+                             b[j]);
+    }
+#pragma unroll
+    for (int i = 0; i < Config::kFragments; ++i) {
+      uint32_t a[4];
+      load_matrices<major_a>(
+          slot + element_offset(major_a, warp_row + i * 16 + corner_a.row, k + corner_a.k), a);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        multiply_add(T(), sums[i] + j * 4, a, b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+      }
+    }
+  }
+}
+
+template <typename T, GemmKind kind, int tile_cols>
+__global__ void __launch_bounds__(kSm80Threads, 2) gemm_sm80(const __grid_constant__ OperandArgs args) {
+  using Config = Sm80Tile<tile_cols>;
+  extern __shared__ __align__(1024) char shared[];
+  const uint32_t slots = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  const GemmArgs& gemm = args.gemm;
+  const Tile tile = tile_at(gemm.schedule, blockIdx.x);
+  const TileCols cols = tile_cols_of<kind>(gemm, tile.col, tile_cols);
+  const int32_t tile_row = tile.row * kTileRows;
+  const int32_t begin = split_begin(gemm.schedule, tile.split);
+  const int32_t end = split_begin(gemm.schedule, tile.split + 1);
+  const int lane = threadIdx.x & 31;
+  const int warp = threadIdx.x >> 5;
+  const int warp_row = warp / Config::kWarpsAcross * Config::kWarpRows;
+  const int warp_col = warp % Config::kWarpsAcross * kFragmentCols;
+
+  StepWalker loads(gemm.first, kind == GemmKind::forward ? gemm.groups : 1, begin);
+  RingPosition filled;
+  const auto load_next = [&] {
+    if (loads.step < end) {
+      const int a = kind == GemmKind::forward ? loads.group : 0;
+      const int b = kind == GemmKind::forward ? loads.group : cols.panel;
+      const int32_t k = kind == GemmKind::forward ? loads.feature() : loads.step * kBlockK;
+      const uint32_t slot = slots + filled.slot * Config::kSlotBytes;
+      load_tile<Majors<kind>::a, kTileRows>(args.a[a], tile_row, k, slot);
+      load_tile<Majors<kind>::b, tile_cols>(args.b[b], cols.first, k, slot + Config::kBytesA);
+      loads.next();
+      filled.next(Config::kSlots);
+    }
+    // One group per step, empty at the end, so that waiting can count them.
+    asm volatile("cp.async.commit_group;\n" ::: "memory");
+  };
+
+  float sums[Config::kFragments][kFragmentRegisters] = {};
+  RingPosition ready;
+  for (int i = 0; i < Config::kSlots - 1; ++i) {
+    load_next();
+  }
+  for (int32_t step = begin; step < end; ++step) {
+    asm volatile("cp.async.wait_group %0;\n" ::"n"(Config::kSlots - 2) : "memory");
+    __syncthreads();  // this step has arrived, and everybody has read the slot to fill next
+    load_next();
+    multiply_step<T, kind, tile_cols>(slots + ready.slot * Config::kSlotBytes, lane, warp_row,
+                                      warp_col, sums);
+    ready.next(Config::kSlots);
+  }
+
+  asm volatile("cp.async.wait_group 0;\n" ::: "memory");
+  __syncthreads();  // the ring becomes the epilogue's
+  float* staging = reinterpret_cast<float*>(shared) + warp * kStagingFloats;
+#pragma unroll
+  for (int i = 0; i < Config::kFragments; ++i) {
+    const int32_t row = tile_row + warp_row + i * kFragmentRows;
+    const AddendRows<kind> addends(gemm, lane, row);
+    stage_fragment(staging, lane, sums[i]);
+    __syncwarp();
+    write_fragment<T>(gemm, staging, lane, cols.panel, tile.split, row, cols.first + warp_col,
+                      addends);
+    __syncwarp();
+  }
+}
+
+template <typename T, GemmKind kind, int tile_cols>
+cudaError_t launch_sm80(const OperandArgs& args, cudaStream_t stream) {
+  using Config = Sm80Tile<tile_cols>;
+  const auto kernel = gemm_sm80<T, kind, tile_cols>;
+  const cudaError_t error = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSharedBytes);
+  if (error != cudaSuccess) {
+    return error;
+  }
+  kernel<<<args.gemm.schedule.tiles(), kSm80Threads, Config::kSharedBytes, stream>>>(args);
+  return cudaGetLastError();
+}
+
+template <typename T, GemmKind kind>
+cudaError_t launch_sm80(int tile_cols, const OperandArgs& args, cudaStream_t stream) {
+  switch (tile_cols) {
+    case 64:
+      return launch_sm80<T, kind, 64>(args, stream);
+    case 128:
+      return launch_sm80<T, kind, 128>(args, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace mmfast::cuda

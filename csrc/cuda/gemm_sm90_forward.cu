@@ -1,0 +1,11 @@
+// The forward product on Hopper, compiled.
+#include "gemm_sm90.cuh"
+
+namespace mmfast::cuda {
+
+template cudaError_t launch_sm90<__nv_bfloat16, GemmKind::forward>(int, const TensorMapArgs&, int,
+                                                                   cudaStream_t);
+template cudaError_t launch_sm90<__half, GemmKind::forward>(int, const TensorMapArgs&, int,
+                                                            cudaStream_t);
+
+}  // namespace mmfast::cuda
