@@ -34,16 +34,22 @@ void* find_driver_symbol(const char* name) {
   void* found = nullptr;
   cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
 #if CUDART_VERSION >= 13000
-  const cudaError_t error = cudaGetDriverEntryPointByVersion(name, &found, 12000,
-                                                             cudaEnableDefault, &result);
+  const cudaError_t error =
+      cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result);
 #else
   const cudaError_t error = cudaGetDriverEntryPoint(name, &found, cudaEnableDefault, &result);
 #endif
   check(error, name);
-  STD_TORCH_CHECK(result == cudaDriverEntryPointSuccess && found, "the CUDA driver has no function ",
-                  name, "; install a newer driver");
+  STD_TORCH_CHECK(result == cudaDriverEntryPointSuccess && found,
+                  "the CUDA driver has no function ", name, "; install a newer driver");
   return found;
 }
+
+DeviceGuard::DeviceGuard(const torch::stable::Tensor& t) {
+  TORCH_ERROR_CODE_CHECK(aoti_torch_create_device_guard(t.get_device_index(), &guard_));
+}
+
+DeviceGuard::~DeviceGuard() { aoti_torch_delete_device_guard(guard_); }
 
 cudaStream_t current_stream(int32_t device) {
   using Function = int32_t (*)(int32_t, void**);

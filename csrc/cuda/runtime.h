@@ -6,7 +6,7 @@
 #pragma once
 
 #include <cuda_runtime_api.h>
-#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
@@ -17,10 +17,13 @@ namespace mmfast::cuda {
 // Makes a tensor's device the current one; kernels are launched on the current device.
 class DeviceGuard {
  public:
-  explicit DeviceGuard(const torch::stable::Tensor& t) : guard_(t.get_device_index()) {}
+  explicit DeviceGuard(const torch::stable::Tensor& t);
+  ~DeviceGuard();
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
-  torch::stable::accelerator::DeviceGuard guard_;
+  DeviceGuardOpaque* guard_ = nullptr;
 };
 
 // The stream that PyTorch runs on, on this device.
