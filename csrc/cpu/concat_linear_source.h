@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "../concat_linear.h"
+#include "../distinct_rows.h"
 #include "matmul.h"
 #include "row_map.h"
 
@@ -43,43 +44,22 @@ struct Source {
 // The distinct rows of an input as a matrix with unit column stride, copied only if its strides
 // fit no matrix.
 inline void set_distinct_rows(Source& source, const Tensor& input, const Dims& batch) {
-  const auto sizes = input.sizes();
   const auto strides = input.strides();
-  const int64_t dims = static_cast<int64_t>(sizes.size()) - 1;
-  const int64_t lead = batch.size() - dims;
-  const int64_t width = sizes[dims];
-  source.strides = Dims(batch.size(), 0);
-  source.grad_strides = source.strides;
-
-  int64_t rows = 1;
-  int64_t row_stride = width;  // of the matrix: the stride of the innermost distinct dimension
-  bool dense = width == 1 || strides[dims] == 1;
-  Dims distinct_sizes(sizes.begin(), sizes.end());
-  source.grad_rows = 1;
-  for (int64_t d = dims - 1; d >= 0; --d) {
-    if (sizes[d] > 1) {
-      source.grad_strides[lead + d] = source.grad_rows;
-      source.grad_rows *= sizes[d];
-    }
-    if (sizes[d] > 1 && strides[d] != 0) {
-      row_stride = rows == 1 ? strides[d] : row_stride;
-      dense = dense && strides[d] == row_stride * rows;
-      source.strides[lead + d] = rows;
-      rows *= sizes[d];
-    } else {
-      distinct_sizes[d] = sizes[d] == 0 ? 0 : 1;
-    }
-  }
-  dense = dense && (rows == 1 || row_stride >= width);
+  const DistinctRows found =
+      distinct_rows(sizes_of(input), Dims(strides.begin(), strides.end()), batch);
+  source.strides = found.strides;
+  source.grad_strides = found.grad_strides;
+  source.grad_rows = found.grad_rows;
   source.tensor = input;
-  if (!dense) {
-    source.tensor =
-        contiguous_cpu(borrow(const_cast<void*>(input.const_data_ptr()),
-                              {distinct_sizes.data(), sizes.size()}, strides, dtype_of(input)));
-    row_stride = width;
+  if (!found.dense) {
+    const Dims& sizes = found.sizes;
+    source.tensor = contiguous_cpu(borrow(const_cast<void*>(input.const_data_ptr()),
+                                          {sizes.data(), static_cast<size_t>(sizes.size())},
+                                          strides, dtype_of(input)));
   }
-  source.matrix = Matrix{const_cast<void*>(source.tensor.const_data_ptr()), rows, width,
-                         rows == 1 ? width : row_stride};
+  source.matrix =
+      Matrix{const_cast<void*>(source.tensor.const_data_ptr()), found.rows,
+             input.size(input.dim() - 1), found.row_stride};
 }
 
 inline void set_indexed_rows(Source& source, const Tensor& input, const Tensor& index,
@@ -92,14 +72,7 @@ inline void set_indexed_rows(Source& source, const Tensor& input, const Tensor& 
   source.index = static_cast<const int64_t*>(source.index_tensor->const_data_ptr());
   source.entries = index.numel();
   source.all_rows = source.matrix.rows;
-  source.strides = Dims(batch.size(), 0);
-  const auto sizes = index.sizes();
-  int64_t rows = 1;
-  const int64_t lead = batch.size() - index.dim();
-  for (int64_t d = index.dim() - 1; d >= 0; --d) {
-    source.strides[lead + d] = sizes[d] > 1 ? rows : 0;
-    rows *= sizes[d];
-  }
+  source.strides = entry_strides(sizes_of(index), batch);
   source.grad_strides = source.strides;
   source.grad_rows = source.matrix.rows;
   int64_t low = 0;

@@ -1,86 +1,12 @@
-// Matrix products over many inputs on a GPU, in bfloat16 and float16 with float32 sums.
-//
-//   forward          y   = act(sum_g x_g W_g^T + bias + addends)     one K loop over all inputs
-//   input_gradient   dx_g = dy W_g                                   one launch for all inputs
-//   weight_gradient  dW_g = dy^T x_g                                 one launch for all inputs
-//
-// W_g are columns of one weight. Two kernels share tiles, schedule and epilogue: gemm_sm90.cuh (TMA
-// and wgmma, Hopper alone) and gemm_sm80.cuh (mma.sync and cp.async, any GPU from 8.0 on, any
-// alignment, rows picked by an index).
+// Launches of the matrix products of gemm_args.h.
 #pragma once
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 
-#include <cstdint>
-
-#include "../activation.h"
-#include "gemm_schedule.h"
+#include "gemm_args.h"
 
 namespace mmfast::cuda {
-
-enum class GemmKind : int { forward, input_gradient, weight_gradient };
-
-// A row-major matrix of 16-bit elements; strides in elements.
-struct Operand {
-  const void* data;
-  const int64_t* index;  // the rows to read, or null
-  int64_t stride;
-  int32_t rows;
-  int32_t cols;
-  int32_t unit;  // bytes that may be read at a time: 16, 8, 4 or 2
-};
-
-// A float32 matrix of as many columns as the result; row m of the result adds one of its rows.
-constexpr int kMaxAddends = 3;
-
-struct Addend {
-  const float* data;
-  const int64_t* index;  // or null
-  int32_t strides[kMaxDims];
-};
-
-// Where a group's result goes: columns of a matrix.
-struct Panel {
-  void* out;
-  int64_t stride;
-  int32_t cols;
-};
-
-struct Epilogue {
-  Panel panels[kMaxGroups];  // one, forward
-  const void* bias;          // or null
-  void* preactivation;       // or null; shaped like the first panel
-  float* partial;            // or null; [split][row][partial_cols], where K is split
-  int32_t partial_first[kMaxGroups];  // a panel's first column in it
-  int32_t partial_cols;
-  int32_t addends;
-  Addend addend[kMaxAddends];
-  RowDims row_dims;
-  Activation activation;
-  bool wide_out;  // float32 instead of the inputs' type
-  bool vectors;   // every pointer and stride allows four elements at a time
-};
-
-struct GemmArgs {
-  Schedule schedule;
-  int32_t rows;               // M
-  int32_t k;                  // backward: the features summed over
-  int32_t groups;
-  int32_t first[kMaxGroups + 1];  // steps of K (forward) or column tiles (backward) before a group
-  int32_t origin[kMaxGroups];     // the weight's first column of a group
-  Epilogue epilogue;
-};
-
-// Operands in memory; where there is one for all groups it stands at 0.
-//   forward          a: inputs, a row per row of the result; b: the weight, from a group's origin on
-//   input_gradient   a: dy; b: the weight likewise
-//   weight_gradient  a: dy; b: inputs
-struct OperandArgs {
-  GemmArgs gemm;
-  Operand a[kMaxGroups];
-  Operand b[kMaxGroups];
-};
 
 // The same through TMA. A map of the weight covers the columns up to a group's last one, so that what
 // stands behind them reads as zeros.
@@ -90,17 +16,13 @@ struct TensorMapArgs {
   GemmArgs gemm;
 };
 
-struct GemmConfig {
-  GemmKind kind;
-  bool bfloat16;  // else float16
-  int32_t tile_cols;
-};
-
-// Each returns what the launch returned; tile_cols 64, 128 or, for sm_90a alone, 256.
-cudaError_t launch_gemm_sm90(const GemmConfig& config, const TensorMapArgs& args, int multiprocessors,
-                             cudaStream_t stream);
-cudaError_t launch_gemm_sm80(const GemmConfig& config, const OperandArgs& args, cudaStream_t stream);
+// Launch, and return what that returned. `tile_cols` is 64, 128 or, on Hopper, 256.
+template <typename T, GemmKind kind>
+cudaError_t launch_sm90(int tile_cols, const TensorMapArgs& args, int multiprocessors,
+                        cudaStream_t stream);
+template <typename T, GemmKind kind>
+cudaError_t launch_sm80(int tile_cols, const OperandArgs& args, cudaStream_t stream);
 // Adds the partial sums of a split product in order, and finishes the result.
-cudaError_t launch_gemm_finish(bool bfloat16, const GemmArgs& args, cudaStream_t stream);
+cudaError_t launch_gemm_finish(bool bfloat16, const GemmArgs& args, int panels, cudaStream_t stream);
 
 }  // namespace mmfast::cuda

@@ -10,11 +10,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define MMFAST_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define MMFAST_HOST_DEVICE inline
-#endif
+#include "host_device.h"
 
 namespace mmfast::cuda {
 

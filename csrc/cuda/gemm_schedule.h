@@ -101,7 +101,7 @@ struct RingPosition {
 
 // Rows of the result, and which row of a factor each one adds: batch dimensions, merged, and a
 // stride for each in distinct rows.
-constexpr int kMaxDims = 6;
+constexpr int kMaxDims = 8;
 
 struct RowDims {
   int32_t dims;

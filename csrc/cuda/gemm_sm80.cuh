@@ -6,26 +6,10 @@
 #pragma once
 
 #include "gemm_epilogue.cuh"
-#include "gemm_kinds.cuh"
+#include "gemm_kinds.h"
+#include "gemm_tiles.h"
 
 namespace mmfast::cuda {
-
-template <int tile_cols>
-struct Sm80Tile {
-  static constexpr int kSlots = 3;
-  static constexpr int kBytesA = kTileRows * kLineBytes;
-  static constexpr int kBytesB = tile_cols * kLineBytes;
-  static constexpr int kSlotBytes = kBytesA + kBytesB;
-  // 96 KiB: within the 99 that the smallest of these GPUs grant. The epilogue reuses it.
-  static constexpr int kSharedBytes = kSlots * kSlotBytes;
-  static_assert(kSharedBytes <= 99 * 1024);
-  // Warps stand 2 by 4 over 128 columns, 4 by 2 over 64; each has 32 columns.
-  static constexpr int kWarpsAcross = tile_cols / kFragmentCols;
-  static constexpr int kWarpRows = kTileRows * kWarpsAcross / 8;
-  static constexpr int kFragments = kWarpRows / kFragmentRows;
-};
-
-constexpr int kSm80Threads = 256;
 
 __device__ __forceinline__ void copy_async(uint32_t to, const void* from, int bytes) {
   // The last operand: how many bytes to read; the rest of the 16 becomes zeros.
@@ -84,10 +68,7 @@ __device__ __forceinline__ int64_t picked_row(const Operand& x, int32_t row) {
 template <Major major, int rows>
 __device__ __forceinline__ void load_nth(const Operand& x, int32_t row, int32_t k, uint32_t to,
                                           int i, bool whole_units) {
-  constexpr int units = major == Major::k ? kBlockK / 8 : rows / 8;
-  const int at = i * kSm80Threads + static_cast<int>(threadIdx.x);
-  const int line = at / units;
-  const int unit = at % units;
+  const auto [line, unit] = loaded_unit<major, rows>(threadIdx.x, i);
   if constexpr (major == Major::k) {
     load_unit(x, picked_row(x, row + line), k + unit * 8,
               to + element_offset(major, line, unit * 8), whole_units);
@@ -100,15 +81,14 @@ __device__ __forceinline__ void load_nth(const Operand& x, int32_t row, int32_t 
 // The `rows` rows of M or N of a tile from `row` on, one step of K from `k` on.
 template <Major major, int rows>
 __device__ __forceinline__ void load_tile(const Operand& x, int32_t row, int32_t k, uint32_t to) {
-  constexpr int loads = rows * kBlockK / 8 / kSm80Threads;
   if (x.unit == 16) {
-#pragma unroll
-    for (int i = 0; i < loads; ++i) {
+#pragma unroll 2  // all at once need more registers than two blocks per multiprocessor leave
+    for (int i = 0; i < kLoadsPerThread<rows>; ++i) {
       load_nth<major, rows>(x, row, k, to, i, true);
     }
   } else {
 #pragma unroll 1
-    for (int i = 0; i < loads; ++i) {
+    for (int i = 0; i < kLoadsPerThread<rows>; ++i) {
       load_nth<major, rows>(x, row, k, to, i, false);
     }
   }
@@ -154,7 +134,7 @@ __device__ __forceinline__ void multiply_step(
   constexpr Major major_b = Majors<kind>::b;
   const Corner corner_a = load_corner_a(major_a, lane);
   const Corner corner_b = load_corner_b(major_b, lane);
-#pragma unroll 1  // unrolled, it needs more registers than two blocks per multiprocessor leave
+#pragma unroll
   for (int k = 0; k < kBlockK; k += 16) {
     uint32_t b[2][4];  // 16 columns each
 #pragma unroll
@@ -190,20 +170,19 @@ __global__ void __launch_bounds__(kSm80Threads, 2) gemm_sm80(const __grid_consta
   const int32_t end = split_begin(gemm.schedule, tile.split + 1);
   const int lane = threadIdx.x & 31;
   const int warp = threadIdx.x >> 5;
-  const int warp_row = warp / Config::kWarpsAcross * Config::kWarpRows;
-  const int warp_col = warp % Config::kWarpsAcross * kFragmentCols;
+  const int warp_row = Config::warp_row(warp);
+  const int warp_col = Config::warp_col(warp);
 
-  StepWalker loads(gemm.first, kind == GemmKind::forward ? gemm.groups : 1, begin);
+  StepWalker walker = walk_split<kind>(gemm, tile.split);
   RingPosition filled;
   const auto load_next = [&] {
-    if (loads.step < end) {
-      const int a = kind == GemmKind::forward ? loads.group : 0;
-      const int b = kind == GemmKind::forward ? loads.group : cols.panel;
-      const int32_t k = kind == GemmKind::forward ? loads.feature() : loads.step * kBlockK;
+    if (walker.step < end) {
+      const StepLoads loads = step_loads<kind>(gemm, cols, walker);
       const uint32_t slot = slots + filled.slot * Config::kSlotBytes;
-      load_tile<Majors<kind>::a, kTileRows>(args.a[a], tile_row, k, slot);
-      load_tile<Majors<kind>::b, tile_cols>(args.b[b], cols.first, k, slot + Config::kBytesA);
-      loads.next();
+      load_tile<Majors<kind>::a, kTileRows>(args.a[loads.a], tile_row, loads.k, slot);
+      load_tile<Majors<kind>::b, tile_cols>(args.b[loads.b], cols.first, loads.k,
+                                            slot + Config::kBytesA);
+      walker.next();
       filled.next(Config::kSlots);
     }
     // One group per step, empty at the end, so that waiting can count them.

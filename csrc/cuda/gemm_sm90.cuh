@@ -10,7 +10,8 @@
 #pragma once
 
 #include "gemm_epilogue.cuh"
-#include "gemm_kinds.cuh"
+#include "gemm_kinds.h"
+#include "gemm_tiles.h"
 #include "gemm_wgmma.cuh"
 
 // Set for sm_90a code alone. The kernel is launched on compute capability 9.0 alone, and is empty in
@@ -20,23 +21,6 @@
 #endif
 
 namespace mmfast::cuda {
-
-template <int tile_cols>
-struct Sm90Tile {
-  static constexpr int kBlocksPerMultiprocessor = tile_cols == 256 ? 1 : 2;
-  static constexpr int kSlots = tile_cols == 128 ? 3 : 4;
-  static constexpr int kBytesA = kTileRows * kLineBytes;
-  static constexpr int kBytesB = tile_cols * kLineBytes;
-  static constexpr int kSlotBytes = kBytesA + kBytesB;
-  static constexpr int kStagingBytes = 8 * kStagingFloats * 4;  // a fragment per consumer warp
-  static constexpr int kSharedBytes = kSlots * kSlotBytes + kStagingBytes + 2 * kSlots * 8;
-  // A multiprocessor has 228 KiB; each block takes 1 KiB more than it asks for.
-  static_assert(kBlocksPerMultiprocessor * (kSharedBytes + 1024) <= 228 * 1024);
-};
-
-constexpr int kSm90Threads = 2 * 128 + 32;
-
-#ifdef __CUDACC__
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
@@ -108,24 +92,16 @@ __device__ __forceinline__ void produce(const TensorMapArgs& args, uint32_t slot
     const TileCols cols = tile_cols_of<kind>(args.gemm, tile.col, tile_cols);
     const int32_t row = tile.row * kTileRows;
     const int32_t end = split_begin(schedule, tile.split + 1);
-    const int segments = kind == GemmKind::forward ? args.gemm.groups : 1;
-    StepWalker walker(args.gemm.first, segments, split_begin(schedule, tile.split));
-    for (; walker.step < end; walker.next()) {
-      const int map_a = kind == GemmKind::forward ? walker.group : 0;
-      const int map_b = kind == GemmKind::forward ? walker.group : cols.panel;
-      const int32_t k =
-          kind == GemmKind::forward ? walker.feature() : walker.step * kBlockK;
-      const int32_t origin = args.gemm.origin[map_b];
-      const int32_t b_row =
-          kind == GemmKind::input_gradient ? origin + cols.first : cols.first;
-      const int32_t b_k = kind == GemmKind::forward ? origin + k : k;
+    for (StepWalker walker = walk_split<kind>(args.gemm, tile.split); walker.step < end;
+         walker.next()) {
+      const StepLoads loads = step_loads<kind>(args.gemm, cols, walker);
       const uint32_t slot = slots + ring.slot * Config::kSlotBytes;
       const uint32_t arrived = full + ring.slot * 8;
       barrier_wait(empty + ring.slot * 8, ring.parity ^ 1);
       barrier_arrive_expect(arrived, Config::kSlotBytes);
-      load_tile<Majors<kind>::a, kTileRows>(slot, &args.a[map_a], arrived, row, k);
-      load_tile<Majors<kind>::b, tile_cols>(slot + Config::kBytesA, &args.b[map_b], arrived, b_row,
-                                            b_k);
+      load_tile<Majors<kind>::a, kTileRows>(slot, &args.a[loads.a], arrived, row, loads.k);
+      load_tile<Majors<kind>::b, tile_cols>(slot + Config::kBytesA, &args.b[loads.b], arrived,
+                                            loads.whole_b_row, loads.whole_b_k);
       ring.next(Config::kSlots);
     }
   }
@@ -256,7 +232,5 @@ cudaError_t launch_sm90(int tile_cols, const TensorMapArgs& args, int multiproce
       return cudaErrorInvalidValue;
   }
 }
-
-#endif  // __CUDACC__
 
 }  // namespace mmfast::cuda
