@@ -18,15 +18,32 @@ HERE = Path(__file__).parent / "cuda" / "on_host"
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "on_host"
 OPERATORS = ("weighted_sum", "attention_pool", "gated_sum", "rank_product", "merge_attention")
-KERNELS = (*OPERATORS, "attention_pool_backward", "kernel_tables")
-ENTRIES = (*OPERATORS, "row_call")
+KERNELS = (
+    *OPERATORS,
+    "attention_pool_backward",
+    "kernel_tables",
+    "concat_linear_rows",
+    "gemm_finish",
+    "gemm_sm80_backward",
+    "gemm_sm80_forward",
+    "gemm_sm90_backward",
+    "gemm_sm90_forward",
+)
+ENTRIES = (
+    *OPERATORS,
+    "row_call",
+    "concat_linear",
+    "concat_linear_backward",
+    "concat_linear_call",
+    "gemm_product",
+)
 OLDEST_TORCH = "0x020a000000000000"
 
 
 def schemas() -> dict[str, Any]:
     """The schemas of the operators over rows, by name and overload."""
     found = {}
-    for name in OPERATORS:
+    for name in (*OPERATORS, "concat_linear"):
         for operator in (name, f"{name}_backward"):
             packet = getattr(torch.ops.mmfast, operator, None)
             for overload in packet.overloads() if packet else ():

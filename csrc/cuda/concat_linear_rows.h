@@ -83,7 +83,7 @@ cudaError_t launch_slope(Element element, const SlopeArgs& args, cudaStream_t st
 // out[kept][:] = sum over s < count of x[kept row + summed row][:]. Deterministic: each chunk of
 // kSumRows rows is added by one block, then chunks of chunks, until one is left.
 constexpr int kSumRows = 256;
-inline int64_t sum_chunks(int64_t count) { return (count + kSumRows - 1) / kSumRows; }
+MMFAST_HOST_DEVICE int64_t sum_chunks(int64_t count) { return (count + kSumRows - 1) / kSumRows; }
 
 struct SumRowsArgs {
   void* out;  // [kept_rows][chunks][cols]: of the accumulator's type unless `narrow`

@@ -23,6 +23,6 @@ cudaError_t launch_sm90(int tile_cols, const TensorMapArgs& args, int multiproce
 template <typename T, GemmKind kind>
 cudaError_t launch_sm80(int tile_cols, const OperandArgs& args, cudaStream_t stream);
 // Adds the partial sums of a split product in order, and finishes the result.
-cudaError_t launch_gemm_finish(bool bfloat16, const GemmArgs& args, int panels, cudaStream_t stream);
+cudaError_t launch_gemm_finish(bool bfloat16, const GemmArgs& args, cudaStream_t stream);
 
 }  // namespace mmfast::cuda

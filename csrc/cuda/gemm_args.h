@@ -51,6 +51,7 @@ struct Epilogue {
   float* partial;            // or null; [split][row][partial_cols], where K is split
   int32_t partial_first[kMaxGroups];  // a panel's first column in it
   int32_t partial_cols;
+  int32_t partial_panels;
   int32_t addends;
   Addend addend[kMaxAddends];
   RowDims row_dims;

@@ -2,32 +2,15 @@
 // the pass that adds the splits of one.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "activation_math.h"
 #include "gemm.h"
+#ifdef __CUDACC__
+#include "gemm_ptx.cuh"
+#else
+#include "gemm_ptx_on_host.h"
+#endif
 
 namespace mmfast::cuda {
-
-__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
-__device__ __forceinline__ float to_float(float x) { return x; }
-
-template <typename T>
-__device__ __forceinline__ T from_float(float x);
-template <>
-__device__ __forceinline__ __nv_bfloat16 from_float(float x) {
-  return __float2bfloat16_rn(x);
-}
-template <>
-__device__ __forceinline__ __half from_float(float x) {
-  return __float2half_rn(x);
-}
-template <>
-__device__ __forceinline__ float from_float(float x) {
-  return x;
-}
 
 // Four neighbours, moved at once.
 template <typename T>
@@ -37,47 +20,47 @@ struct alignas(4 * sizeof(T)) Four {
 
 // `left` of the four exist; with `vectors`, all or none do.
 template <typename T>
-__device__ __forceinline__ void load_four(const T* from, bool vectors, int left, float (&to)[4]) {
+MMFAST_DEVICE void load_four(const T* from, bool vectors, int left, float (&to)[4]) {
   if (vectors) {
     const Four<T> four = *reinterpret_cast<const Four<T>*>(from);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      to[i] = to_float(four.value[i]);
+      to[i] = to_wide(four.value[i]);
     }
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      to[i] = i < left ? to_float(from[i]) : 0.f;
+      to[i] = i < left ? to_wide(from[i]) : 0.f;
     }
   }
 }
 
 template <typename T>
-__device__ __forceinline__ void store_four(T* to, bool vectors, int left, const float (&from)[4]) {
+MMFAST_DEVICE void store_four(T* to, bool vectors, int left, const float (&from)[4]) {
   if (vectors) {
     Four<T> four;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      four.value[i] = from_float<T>(from[i]);
+      four.value[i] = round_one<T>(from[i]);
     }
     *reinterpret_cast<Four<T>*>(to) = four;
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if (i < left) {
-        to[i] = from_float<T>(from[i]);
+        to[i] = round_one<T>(from[i]);
       }
     }
   }
 }
 
-__device__ __forceinline__ int32_t addend_row(const Epilogue& e, int j, int32_t row) {
+MMFAST_DEVICE int32_t addend_row(const Epilogue& e, int j, int32_t row) {
   const int32_t entry = distinct_row(e.row_dims, e.addend[j].strides, row);
   return e.addend[j].index ? static_cast<int32_t>(e.addend[j].index[entry]) : entry;
 }
 
 // Adds four neighbours of a row of addend j.
-__device__ __forceinline__ void add_four(const Epilogue& e, int j, int32_t from, int32_t col,
+MMFAST_DEVICE void add_four(const Epilogue& e, int j, int32_t from, int32_t col,
                                          float (&x)[4]) {
   const int32_t cols = e.panels[0].cols;
   if (col < cols) {
@@ -92,7 +75,7 @@ __device__ __forceinline__ void add_four(const Epilogue& e, int j, int32_t from,
 
 // Bias, the value before the activation, activation: forward alone.
 template <typename T>
-__device__ __forceinline__ void activate_four(const Epilogue& e, int64_t offset, int32_t col,
+MMFAST_DEVICE void activate_four(const Epilogue& e, int64_t offset, int32_t col,
                                               int left, float (&x)[4]) {
   if (e.bias) {
     float y[4];
@@ -120,7 +103,7 @@ __device__ __forceinline__ void activate_four(const Epilogue& e, int64_t offset,
 
 // Writes four neighbours of a row of a panel. `col` is a multiple of 4.
 template <typename T, GemmKind kind>
-__device__ __forceinline__ void finish_four(const Epilogue& e, int panel_index, int32_t row,
+MMFAST_DEVICE void finish_four(const Epilogue& e, int panel_index, int32_t row,
                                             int32_t col, float (&x)[4]) {
   const Panel& panel = e.panels[panel_index];
   const int left = panel.cols - col;
@@ -138,27 +121,31 @@ __device__ __forceinline__ void finish_four(const Epilogue& e, int panel_index, 
   }
 }
 
+struct alignas(8) Two {
+  float value[2];
+};
+
 // Puts a lane's registers of a 16 by 32 fragment where write_fragment finds them.
-__device__ __forceinline__ void stage_fragment(float* staging, int lane, const float* registers) {
+MMFAST_DEVICE void stage_fragment(float* staging, int lane, const float* registers) {
 #pragma unroll
   for (int i = 0; i < kFragmentRegisters; i += 2) {
     float* to = staging + staging_offset(fragment_row(lane, i), fragment_col(lane, i));
-    *reinterpret_cast<float2*>(to) = make_float2(registers[i], registers[i + 1]);
+    *reinterpret_cast<Two*>(to) = Two{registers[i], registers[i + 1]};
   }
 }
 
 // Which row of each addend the rows of a fragment add: lane l knows row l % 16. Backward adds nothing.
 template <GemmKind kind>
 struct AddendRows {
-  __device__ __forceinline__ AddendRows(const GemmArgs&, int, int32_t) {}
-  __device__ __forceinline__ void add(const GemmArgs&, int, int32_t, float (&)[4]) const {}
+  MMFAST_DEVICE AddendRows(const GemmArgs&, int, int32_t) {}
+  MMFAST_DEVICE void add(const GemmArgs&, int, int32_t, float (&)[4]) const {}
 };
 
 template <>
 struct AddendRows<GemmKind::forward> {
   int32_t rows[kMaxAddends];
 
-  __device__ __forceinline__ AddendRows(const GemmArgs& args, int lane, int32_t first_row) {
+  MMFAST_DEVICE AddendRows(const GemmArgs& args, int lane, int32_t first_row) {
     const Epilogue& e = args.epilogue;
     const int32_t m = first_row + (lane & (kFragmentRows - 1));
 #pragma unroll
@@ -170,7 +157,7 @@ struct AddendRows<GemmKind::forward> {
   }
 
   // By all lanes of a warp.
-  __device__ __forceinline__ void add(const GemmArgs& args, int row, int32_t col,
+  MMFAST_DEVICE void add(const GemmArgs& args, int row, int32_t col,
                                       float (&x)[4]) const {
 #pragma unroll
     for (int j = 0; j < kMaxAddends; ++j) {
@@ -183,7 +170,7 @@ struct AddendRows<GemmKind::forward> {
 
 // A warp's 16 by 32 sums, in `staging`, to the result or to the partial sums.
 template <typename T, GemmKind kind>
-__device__ __forceinline__ void write_fragment(const GemmArgs& args, const float* staging, int lane,
+MMFAST_DEVICE void write_fragment(const GemmArgs& args, const float* staging, int lane,
                                                int panel, int32_t split, int32_t row, int32_t col,
                                                const AddendRows<kind>& addends) {
   const Epilogue& e = args.epilogue;
@@ -192,9 +179,8 @@ __device__ __forceinline__ void write_fragment(const GemmArgs& args, const float
     const int local = staged_row(lane, step);
     const int32_t m = row + local;
     const int32_t n = col + staged_col(lane);
-    const float4 sums =
-        *reinterpret_cast<const float4*>(staging + staging_offset(local, staged_col(lane)));
-    float x[4] = {sums.x, sums.y, sums.z, sums.w};
+    float x[4];
+    load_four(staging + staging_offset(local, staged_col(lane)), true, 4, x);
     if (!e.partial) {
       addends.add(args, local, n, x);
     }

@@ -5,17 +5,16 @@
 namespace mmfast::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kFinishThreads = 256;
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) gemm_finish(const __grid_constant__ GemmArgs args,
-                                                        int panels) {
+__global__ void __launch_bounds__(kFinishThreads) gemm_finish(const __grid_constant__ GemmArgs args) {
   const Epilogue& e = args.epilogue;
   const int32_t fours = e.partial_cols / 4;
   const int64_t count = static_cast<int64_t>(args.rows) * fours;
   const int64_t plane = static_cast<int64_t>(args.rows) * e.partial_cols;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kFinishThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kFinishThreads + threadIdx.x; i < count;
        i += stride) {
     const int32_t row = static_cast<int32_t>(i / fours);
     const int32_t col = static_cast<int32_t>(i - static_cast<int64_t>(row) * fours) * 4;
@@ -29,7 +28,7 @@ __global__ void __launch_bounds__(kThreads) gemm_finish(const __grid_constant__ 
         x[j] += y[j];
       }
     }
-    const int panel = group_of(e.partial_first, panels, col);
+    const int panel = group_of(e.partial_first, e.partial_panels, col);
     const int32_t panel_col = col - e.partial_first[panel];
     for (int j = 0; j < e.addends; ++j) {
       add_four(e, j, addend_row(e, j, row), panel_col, x);
@@ -40,13 +39,11 @@ __global__ void __launch_bounds__(kThreads) gemm_finish(const __grid_constant__ 
 
 }  // namespace
 
-cudaError_t launch_gemm_finish(bool bfloat16, const GemmArgs& args, int panels,
-                               cudaStream_t stream) {
+cudaError_t launch_gemm_finish(bool bfloat16, const GemmArgs& args, cudaStream_t stream) {
   const int64_t count = static_cast<int64_t>(args.rows) * (args.epilogue.partial_cols / 4);
-  const int64_t blocks = (count + kThreads - 1) / kThreads;
-  const auto kernel = bfloat16 ? gemm_finish<__nv_bfloat16> : gemm_finish<__half>;
-  const int grid = static_cast<int>(blocks < 65536 ? blocks : 65536);
-  kernel<<<grid, kThreads, 0, stream>>>(args, panels);
+  const int64_t blocks = (count + kFinishThreads - 1) / kFinishThreads;
+  launch(bfloat16 ? gemm_finish<BFloat16> : gemm_finish<Float16>, blocks < 65536 ? blocks : 65536,
+         kFinishThreads, 0, stream, args);
   return cudaGetLastError();
 }
 

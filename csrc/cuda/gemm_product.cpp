@@ -1,9 +1,6 @@
 // See gemm_product.h.
 #include "gemm_product.h"
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <memory>
 
 namespace mmfast::cuda {
@@ -47,7 +44,7 @@ void with_splits(const Call& call, GemmArgs& args, int panels, const Launch& lau
   }
   check(launch(), "concat_linear, product");
   if (partial) {
-    check(launch_gemm_finish(call.bfloat16(), args, panels, call.stream),
+    check(launch_gemm_finish(call.bfloat16(), args, call.stream),
           "concat_linear, partial sums");
   }
 }
@@ -56,7 +53,7 @@ template <GemmKind kind>
 void launch_tma(const Call& call, TensorMapArgs& args, const Tiling& tiling, int panels) {
   with_splits(call, args.gemm, panels, [&] {
     const auto launch =
-        call.bfloat16() ? launch_sm90<__nv_bfloat16, kind> : launch_sm90<__half, kind>;
+        call.bfloat16() ? launch_sm90<BFloat16, kind> : launch_sm90<Float16, kind>;
     return launch(tiling.tile_cols, args, call.gpu.multiprocessors, call.stream);
   });
 }
@@ -65,7 +62,7 @@ template <GemmKind kind>
 void launch_plain(const Call& call, OperandArgs& args, const Tiling& tiling, int panels) {
   with_splits(call, args.gemm, panels, [&] {
     const auto launch =
-        call.bfloat16() ? launch_sm80<__nv_bfloat16, kind> : launch_sm80<__half, kind>;
+        call.bfloat16() ? launch_sm80<BFloat16, kind> : launch_sm80<Float16, kind>;
     return launch(tiling.tile_cols, args, call.stream);
   });
 }

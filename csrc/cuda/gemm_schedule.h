@@ -24,12 +24,12 @@ struct Schedule {
   int32_t col_tiles;
   int32_t k_steps;
   int32_t splits;      // of K; no more than k_steps
-  int32_t strip_rows;  // row tiles that are computed together, see tile_at
+  int32_t strip_rows;  // row tiles that are computed together, see gemm_tile_at
 
   MMFAST_HOST_DEVICE int32_t tiles() const { return row_tiles * col_tiles * splits; }
 };
 
-struct Tile {
+struct GemmTile {
   int32_t row;
   int32_t col;
   int32_t split;
@@ -38,7 +38,7 @@ struct Tile {
 // Tiles that run at the same time share their operands in L2. Splits come last, so that all tiles
 // of a split read the same features. Within one, a strip of `strip_rows` row tiles meets all columns
 // before the next begins, column after column.
-MMFAST_HOST_DEVICE Tile tile_at(const Schedule& schedule, int32_t t) {
+MMFAST_HOST_DEVICE GemmTile gemm_tile_at(const Schedule& schedule, int32_t t) {
   const int32_t plane = schedule.row_tiles * schedule.col_tiles;
   const int32_t split = t / plane;
   const int32_t in_plane = t - split * plane;
@@ -49,7 +49,7 @@ MMFAST_HOST_DEVICE Tile tile_at(const Schedule& schedule, int32_t t) {
   const int32_t left = schedule.row_tiles - first_row;
   const int32_t rows = left < schedule.strip_rows ? left : schedule.strip_rows;
   const int32_t col = in_strip / rows;
-  return Tile{first_row + in_strip - col * rows, col, split};
+  return GemmTile{first_row + in_strip - col * rows, col, split};
 }
 
 // Steps begin .. end of K belong to a split; the first of the next one is `split_begin(split + 1)`.

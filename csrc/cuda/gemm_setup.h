@@ -78,6 +78,7 @@ inline int32_t set_partial_cols(Epilogue& e, int panels) {
     e.partial_first[p] = cols;
     cols += ceil_div(e.panels[p].cols, 4) * 4;
   }
+  e.partial_panels = panels;
   return e.partial_cols = cols;
 }
 

@@ -11,25 +11,8 @@
 
 namespace mmfast::cuda {
 
-__device__ __forceinline__ void copy_async(uint32_t to, const void* from, int bytes) {
-  // The last operand: how many bytes to read; the rest of the 16 becomes zeros.
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes)
-               : "memory");
-}
-template <int unit>
-__device__ __forceinline__ void copy_async_narrow(uint32_t to, const char* from, int bytes) {
-#pragma unroll
-  for (int i = 0; i < 16; i += unit) {
-    const int left = bytes - i;
-    const int size = left < 0 ? 0 : left < unit ? left : unit;
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(to + i),
-                 "l"(size ? from + i : from), "n"(unit), "r"(size)
-                 : "memory");
-  }
-}
-
 // Eight elements from column `col` on; `row` is the operand's own, or negative for zeros.
-__device__ __forceinline__ void load_unit(const Operand& x, int64_t row, int32_t col, uint32_t to,
+MMFAST_DEVICE void load_unit(const Operand& x, int64_t row, int32_t col, uint32_t to,
                                           bool whole_units) {
   const int32_t left = x.cols - col;
   const int count = row < 0 || left <= 0 ? 0 : left < 8 ? left : 8;
@@ -52,13 +35,11 @@ __device__ __forceinline__ void load_unit(const Operand& x, int64_t row, int32_t
         words[i / 2] |= static_cast<uint32_t>(elements[i]) << (i % 2 * 16);
       }
     }
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"r"(to), "r"(words[0]),
-                 "r"(words[1]), "r"(words[2]), "r"(words[3])
-                 : "memory");
+    store_shared(to, words);
   }
 }
 
-__device__ __forceinline__ int64_t picked_row(const Operand& x, int32_t row) {
+MMFAST_DEVICE int64_t picked_row(const Operand& x, int32_t row) {
   if (row >= x.rows) {
     return -1;
   }
@@ -66,7 +47,7 @@ __device__ __forceinline__ int64_t picked_row(const Operand& x, int32_t row) {
 }
 
 template <Major major, int rows>
-__device__ __forceinline__ void load_nth(const Operand& x, int32_t row, int32_t k, uint32_t to,
+MMFAST_DEVICE void load_nth(const Operand& x, int32_t row, int32_t k, uint32_t to,
                                           int i, bool whole_units) {
   const auto [line, unit] = loaded_unit<major, rows>(threadIdx.x, i);
   if constexpr (major == Major::k) {
@@ -80,7 +61,7 @@ __device__ __forceinline__ void load_nth(const Operand& x, int32_t row, int32_t 
 
 // The `rows` rows of M or N of a tile from `row` on, one step of K from `k` on.
 template <Major major, int rows>
-__device__ __forceinline__ void load_tile(const Operand& x, int32_t row, int32_t k, uint32_t to) {
+MMFAST_DEVICE void load_tile(const Operand& x, int32_t row, int32_t k, uint32_t to) {
   if (x.unit == 16) {
 #pragma unroll 2  // all at once need more registers than two blocks per multiprocessor leave
     for (int i = 0; i < kLoadsPerThread<rows>; ++i) {
@@ -94,39 +75,9 @@ __device__ __forceinline__ void load_tile(const Operand& x, int32_t row, int32_t
   }
 }
 
-// Four 8 by 8 matrices; each lane names a row of one, see load_corner_a and load_corner_b.
-template <Major major>
-__device__ __forceinline__ void load_matrices(uint32_t from, uint32_t (&to)[4]) {
-  if constexpr (major == Major::k) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(from)
-                 : "memory");
-  } else {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(from)
-                 : "memory");
-  }
-}
-
-// d (16 by 8) += a (16 by 16) b (16 by 8)
-#define MMFAST_MMA(T, name)                                                                        \
-  __device__ __forceinline__ void multiply_add(T, float* d, const uint32_t (&a)[4], uint32_t b0,   \
-                                               uint32_t b1) {                                      \
-    asm volatile(                                                                                  \
-        "mma.sync.aligned.m16n8k16.row.col.f32." name "." name                                     \
-        ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"                   \
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                           \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                           \
-  }
-MMFAST_MMA(__nv_bfloat16, "bf16")
-MMFAST_MMA(__half, "f16")
-#undef MMFAST_MMA
-
 // sums[fragment] += a warp's share of one step of K.
 template <typename T, GemmKind kind, int tile_cols>
-__device__ __forceinline__ void multiply_step(
+MMFAST_DEVICE void multiply_step(
     uint32_t slot, int lane, int warp_row, int warp_col,
     float (&sums)[Sm80Tile<tile_cols>::kFragments][kFragmentRegisters]) {
   using Config = Sm80Tile<tile_cols>;
@@ -160,10 +111,10 @@ __device__ __forceinline__ void multiply_step(
 template <typename T, GemmKind kind, int tile_cols>
 __global__ void __launch_bounds__(kSm80Threads, 2) gemm_sm80(const __grid_constant__ OperandArgs args) {
   using Config = Sm80Tile<tile_cols>;
-  extern __shared__ __align__(1024) char shared[];
-  const uint32_t slots = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  MMFAST_GEMM_SHARED(shared);
+  const uint32_t slots = shared_address(shared);
   const GemmArgs& gemm = args.gemm;
-  const Tile tile = tile_at(gemm.schedule, blockIdx.x);
+  const GemmTile tile = gemm_tile_at(gemm.schedule, blockIdx.x);
   const TileCols cols = tile_cols_of<kind>(gemm, tile.col, tile_cols);
   const int32_t tile_row = tile.row * kTileRows;
   const int32_t begin = split_begin(gemm.schedule, tile.split);
@@ -186,7 +137,7 @@ __global__ void __launch_bounds__(kSm80Threads, 2) gemm_sm80(const __grid_consta
       filled.next(Config::kSlots);
     }
     // One group per step, empty at the end, so that waiting can count them.
-    asm volatile("cp.async.commit_group;\n" ::: "memory");
+    copies_commit();
   };
 
   float sums[Config::kFragments][kFragmentRegisters] = {};
@@ -195,7 +146,7 @@ __global__ void __launch_bounds__(kSm80Threads, 2) gemm_sm80(const __grid_consta
     load_next();
   }
   for (int32_t step = begin; step < end; ++step) {
-    asm volatile("cp.async.wait_group %0;\n" ::"n"(Config::kSlots - 2) : "memory");
+    copies_wait<Config::kSlots - 2>();
     __syncthreads();  // this step has arrived, and everybody has read the slot to fill next
     load_next();
     multiply_step<T, kind, tile_cols>(slots + ready.slot * Config::kSlotBytes, lane, warp_row,
@@ -203,7 +154,7 @@ __global__ void __launch_bounds__(kSm80Threads, 2) gemm_sm80(const __grid_consta
     ready.next(Config::kSlots);
   }
 
-  asm volatile("cp.async.wait_group 0;\n" ::: "memory");
+  copies_wait<0>();
   __syncthreads();  // the ring becomes the epilogue's
   float* staging = reinterpret_cast<float*>(shared) + warp * kStagingFloats;
 #pragma unroll
@@ -221,14 +172,8 @@ __global__ void __launch_bounds__(kSm80Threads, 2) gemm_sm80(const __grid_consta
 template <typename T, GemmKind kind, int tile_cols>
 cudaError_t launch_sm80(const OperandArgs& args, cudaStream_t stream) {
   using Config = Sm80Tile<tile_cols>;
-  const auto kernel = gemm_sm80<T, kind, tile_cols>;
-  const cudaError_t error = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSharedBytes);
-  if (error != cudaSuccess) {
-    return error;
-  }
-  kernel<<<args.gemm.schedule.tiles(), kSm80Threads, Config::kSharedBytes, stream>>>(args);
-  return cudaGetLastError();
+  return launch_blocks(gemm_sm80<T, kind, tile_cols>, args.gemm.schedule.tiles(), kSm80Threads,
+                       Config::kSharedBytes, stream, args);
 }
 
 template <typename T, GemmKind kind>

@@ -3,8 +3,8 @@
 
 namespace mmfast::cuda {
 
-template cudaError_t launch_sm80<__nv_bfloat16, GemmKind::forward>(int, const OperandArgs&,
+template cudaError_t launch_sm80<BFloat16, GemmKind::forward>(int, const OperandArgs&,
                                                                    cudaStream_t);
-template cudaError_t launch_sm80<__half, GemmKind::forward>(int, const OperandArgs&, cudaStream_t);
+template cudaError_t launch_sm80<Float16, GemmKind::forward>(int, const OperandArgs&, cudaStream_t);
 
 }  // namespace mmfast::cuda

@@ -3,73 +3,21 @@
 // A persistent block of two consumer warpgroups and a producer warp. One thread of the producer asks
 // TMA for the next step's tiles as soon as a slot of the ring is free, over the bounds of inputs and
 // of result tiles. The consumers each multiply 64 rows of the tile and write them. Every slot has two
-// barriers: `full` completes when all bytes have arrived, `empty` when every consumer warp has read them.
-// Tiles up to 128 columns leave room for two blocks per multiprocessor: one multiplies while the
-// other writes. Nine warps leave each thread 96 registers then, and 168 with one block: enough for the
-// sums, so that registers need not be moved from producer to consumers.
+// barriers: `full` completes when all bytes have arrived, `empty` when every consumer warp has read
+// them. Tiles up to 128 columns leave room for two blocks per multiprocessor: one multiplies while the
+// other writes. Nine warps leave each thread 96 registers then, and 168 with one block: enough for
+// the sums, so that registers need not be moved from producer to consumers.
 #pragma once
 
 #include "gemm_epilogue.cuh"
 #include "gemm_kinds.h"
 #include "gemm_tiles.h"
-#include "gemm_wgmma.cuh"
-
-// Set for sm_90a code alone. The kernel is launched on compute capability 9.0 alone, and is empty in
-// code for others.
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define MMFAST_SM90A 1
-#endif
 
 namespace mmfast::cuda {
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-
-__device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
-}
-// One arrival, and `bytes` that TMA will bring before the phase is complete.
-__device__ __forceinline__ void barrier_arrive_expect(uint32_t barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
-  asm volatile(
-      "{\n.reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n}\n" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
-
-// Box of a map at (element along the line, line) to shared memory; what lies outside the matrix
-// arrives as zeros, and counts as bytes all the same.
-__device__ __forceinline__ void tma_load(uint32_t to, const CUtensorMap* map, uint32_t barrier,
-                                         int32_t element, int32_t line) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%2, %3}], [%4];\n" ::"r"(to),
-      "l"(map), "r"(element), "r"(line), "r"(barrier)
-      : "memory");
-}
-
-// Keeps the compiler from moving uses of the sums over the asynchronous products.
-template <int count>
-__device__ __forceinline__ void pin(float (&d)[count]) {
-#pragma unroll
-  for (int i = 0; i < count; ++i) {
-    asm volatile("" : "+f"(d[i])::"memory");
-  }
-}
-
 // Loads `rows` rows of M or N, from `row` on, of one step of K.
 template <Major major, int rows>
-__device__ __forceinline__ void load_tile(uint32_t to, const CUtensorMap* map, uint32_t barrier,
+MMFAST_DEVICE void load_tile(uint32_t to, const CUtensorMap* map, uint32_t barrier,
                                           int32_t row, int32_t k) {
   if constexpr (major == Major::k) {
     tma_load(to, map, barrier, k, row);
@@ -82,13 +30,13 @@ __device__ __forceinline__ void load_tile(uint32_t to, const CUtensorMap* map, u
 }
 
 template <GemmKind kind, int tile_cols>
-__device__ __forceinline__ void produce(const TensorMapArgs& args, uint32_t slots, uint32_t full,
+MMFAST_DEVICE void produce(const TensorMapArgs& args, uint32_t slots, uint32_t full,
                                         uint32_t empty) {
   using Config = Sm90Tile<tile_cols>;
   const Schedule& schedule = args.gemm.schedule;
   RingPosition ring;
   for (int32_t t = blockIdx.x; t < schedule.tiles(); t += gridDim.x) {
-    const Tile tile = tile_at(schedule, t);
+    const GemmTile tile = gemm_tile_at(schedule, t);
     const TileCols cols = tile_cols_of<kind>(args.gemm, tile.col, tile_cols);
     const int32_t row = tile.row * kTileRows;
     const int32_t end = split_begin(schedule, tile.split + 1);
@@ -108,7 +56,7 @@ __device__ __forceinline__ void produce(const TensorMapArgs& args, uint32_t slot
 }
 
 template <typename T, GemmKind kind, int tile_cols>
-__device__ __forceinline__ void consume(const GemmArgs& args, uint32_t slots, float* staging,
+MMFAST_DEVICE void consume(const GemmArgs& args, uint32_t slots, float* staging,
                                         uint32_t full, uint32_t empty, int consumer) {
   using Config = Sm90Tile<tile_cols>;
   constexpr Major major_a = Majors<kind>::a;
@@ -119,7 +67,7 @@ __device__ __forceinline__ void consume(const GemmArgs& args, uint32_t slots, fl
   float sums[tile_cols / 2];
   RingPosition ring;
   for (int32_t t = blockIdx.x; t < schedule.tiles(); t += gridDim.x) {
-    const Tile tile = tile_at(schedule, t);
+    const GemmTile tile = gemm_tile_at(schedule, t);
     const int32_t begin = split_begin(schedule, tile.split);
     const int32_t end = split_begin(schedule, tile.split + 1);
     uint32_t previous = 0;
@@ -175,7 +123,7 @@ __global__ void __launch_bounds__(kSm90Threads, Sm90Tile<tile_cols>::kBlocksPerM
     gemm_sm90(const __grid_constant__ TensorMapArgs args) {
 #ifdef MMFAST_SM90A
   using Config = Sm90Tile<tile_cols>;
-  extern __shared__ __align__(1024) char shared[];
+  MMFAST_GEMM_SHARED(shared);
   const uint32_t slots = shared_address(shared);
   float* staging = reinterpret_cast<float*>(shared + Config::kSlots * Config::kSlotBytes);
   const uint32_t full = shared_address(staging) + Config::kStagingBytes;
@@ -185,9 +133,7 @@ __global__ void __launch_bounds__(kSm90Threads, Sm90Tile<tile_cols>::kBlocksPerM
       barrier_init(full + i * 8, 1);  // the producer's, and the bytes it announces
       barrier_init(empty + i * 8, 8);  // one per consumer warp
     }
-    // Makes the barriers known to TMA, which is not of the threads' own proxy.
-    asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
-    asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+    barriers_made();
   }
   __syncthreads();
   // The same in every lane of a warp, and the compiler knows it.
@@ -206,16 +152,10 @@ __global__ void __launch_bounds__(kSm90Threads, Sm90Tile<tile_cols>::kBlocksPerM
 template <typename T, GemmKind kind, int tile_cols>
 cudaError_t launch_sm90(const TensorMapArgs& args, int multiprocessors, cudaStream_t stream) {
   using Config = Sm90Tile<tile_cols>;
-  const auto kernel = gemm_sm90<T, kind, tile_cols>;
-  const cudaError_t error = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Config::kSharedBytes);
-  if (error != cudaSuccess) {
-    return error;
-  }
   const int32_t most = multiprocessors * Config::kBlocksPerMultiprocessor;
   const int32_t tiles = args.gemm.schedule.tiles();
-  kernel<<<tiles < most ? tiles : most, kSm90Threads, Config::kSharedBytes, stream>>>(args);
-  return cudaGetLastError();
+  return launch_blocks(gemm_sm90<T, kind, tile_cols>, tiles < most ? tiles : most, kSm90Threads,
+                       Config::kSharedBytes, stream, args);
 }
 
 template <typename T, GemmKind kind>

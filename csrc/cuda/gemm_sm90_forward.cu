@@ -3,9 +3,9 @@
 
 namespace mmfast::cuda {
 
-template cudaError_t launch_sm90<__nv_bfloat16, GemmKind::forward>(int, const TensorMapArgs&, int,
+template cudaError_t launch_sm90<BFloat16, GemmKind::forward>(int, const TensorMapArgs&, int,
                                                                    cudaStream_t);
-template cudaError_t launch_sm90<__half, GemmKind::forward>(int, const TensorMapArgs&, int,
+template cudaError_t launch_sm90<Float16, GemmKind::forward>(int, const TensorMapArgs&, int,
                                                             cudaStream_t);
 
 }  // namespace mmfast::cuda

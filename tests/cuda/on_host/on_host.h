@@ -23,7 +23,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __grid_constant__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 struct Index {
   unsigned x;
@@ -34,7 +34,7 @@ namespace mmfast::cuda::on_host {
 
 inline unsigned char* shared_memory = nullptr;
 
-enum class Waits { nothing, warp, block, done };
+enum class Waits { nothing, again, warp, block, done };  // again: for what another thread does
 
 struct Fiber {
   ucontext_t context;
@@ -78,6 +78,23 @@ inline bool release(unsigned first, unsigned end, Waits what) {
   return waiting == end - first;
 }
 
+// Whether a thread polls for something; ends the process if all have polled in vain for long.
+inline bool someone_spins(unsigned threads) {
+  constexpr int kLong = 1 << 20;
+  static int rounds = 0;
+  unsigned spinning = 0;
+  unsigned moving = 0;
+  for (unsigned t = 0; t < threads; ++t) {
+    spinning += fibers[t].waits == Waits::again;
+    moving += fibers[t].waits == Waits::nothing;
+  }
+  rounds = spinning > 0 && moving == 0 ? rounds + 1 : 0;
+  if (rounds == kLong) {
+    fail("threads wait for something that does not happen");
+  }
+  return spinning > 0;
+}
+
 inline void run_block(unsigned threads) {
   for (unsigned t = 0; t < threads; ++t) {
     Fiber& fiber = fibers[t];
@@ -91,7 +108,8 @@ inline void run_block(unsigned threads) {
   for (bool going = true; going;) {
     unsigned done = 0;
     for (unsigned t = 0; t < threads; ++t) {
-      if (fibers[t].waits == Waits::nothing) {
+      if (fibers[t].waits <= Waits::again) {
+        fibers[t].waits = Waits::nothing;
         threadIdx.x = t;
         swapcontext(&scheduler, &fibers[t].context);
       }
@@ -100,7 +118,7 @@ inline void run_block(unsigned threads) {
     if (done == threads) {
       return;
     }
-    going = release(0, threads, Waits::block);
+    going = release(0, threads, Waits::block) || someone_spins(threads);
     for (unsigned t = 0; t < threads; t += 32) {
       going = release(t, t + 32 < threads ? t + 32 : threads, Waits::warp) || going;
     }
@@ -110,16 +128,16 @@ inline void run_block(unsigned threads) {
 
 template <typename Args>
 void run(void (*kernel)(const Args), unsigned blocks, int threads, int64_t shared_bytes,
-         const Args& args) {
+         const Args& args, unsigned most_blocks = 5, int64_t most_shared = 48 * 1024) {
   constexpr int64_t kGuard = 4096;
-  if (shared_bytes > 48 * 1024) {
-    fail("more shared memory than a block has without opting in");
+  if (shared_bytes > most_shared) {
+    fail("more shared memory than a block has");
   }
   std::vector<unsigned char> memory(shared_bytes + kGuard);
   shared_memory = memory.data();
   fibers.resize(threads);
   body = [&] { kernel(args); };
-  gridDim.x = blocks < 5 ? blocks : 5;  // fewer than asked for: they have to take turns
+  gridDim.x = blocks < most_blocks ? blocks : most_blocks;  // fewer: they have to take turns
   for (unsigned b = 0; b < gridDim.x; ++b) {
     blockIdx.x = b;
     std::memset(memory.data(), 0xff, memory.size());

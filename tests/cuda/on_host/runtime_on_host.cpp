@@ -1,7 +1,10 @@
 // csrc/cuda/runtime.h without a GPU: a small one is pretended, so that threads take several rows.
 #include "csrc/cuda/runtime.h"
 
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/headeronly/util/Exception.h>
+
+#include "cuda.h"
 
 namespace mmfast::cuda {
 
@@ -14,9 +17,27 @@ void check(cudaError_t error, const char* during) {
 
 cudaStream_t current_stream(int32_t) { return nullptr; }
 
-const DeviceFacts& device_facts(int32_t) {
-  static const DeviceFacts facts{1, 9, 0, 48 * 1024, 1 << 20};
-  return facts;
+namespace {
+DeviceFacts facts{1, 9, 0, 48 * 1024, 1 << 20};
+}
+
+const DeviceFacts& device_facts(int32_t) { return facts; }
+
+// The library's products are the CPU's.
+void* find_torch_symbol(const char* name) {
+  if (name == std::string("aoti_torch_cuda_mm_out")) {
+    return reinterpret_cast<void*>(&aoti_torch_cpu_mm_out);
+  }
+  STD_TORCH_CHECK(name == std::string("aoti_torch_cuda_addmm_out"), name, " is not known here");
+  return reinterpret_cast<void*>(&aoti_torch_cpu_addmm_out);
+}
+
+void* find_driver_symbol(const char*) { return reinterpret_cast<void*>(&cuTensorMapEncodeTiled); }
+
+extern "C" void mmfast_pretend_gpu(int major, int minor, int multiprocessors) {
+  facts.major = major;
+  facts.minor = minor;
+  facts.multiprocessors = multiprocessors;
 }
 
 }  // namespace mmfast::cuda
