@@ -8,6 +8,12 @@
 
 #include "cpu/concat_linear.h"
 #include "cpu/isa.h"
+#include "cuda/concat_linear_plan.h"
+#include "distinct_rows.h"
+
+#ifdef MMFAST_CUDA
+#include <cuda_runtime_api.h>
+#endif
 
 // An operator's overload no_autograd is the same kernel without an autograd formula: eager mode
 // supplies one through torch.autograd.Function, which costs a third of a registered one per call.
@@ -86,29 +92,25 @@ py::dict build_info() {
   info["flags"] = MMFAST_BUILD_FLAGS;
 #ifdef MMFAST_CUDA
   info["cuda"] = true;
+  info["cuda_toolkit"] = version_string(CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10, 0);
+  info["cuda_archs"] = MMFAST_CUDA_ARCHS;
 #else
   info["cuda"] = false;
 #endif
   return info;
 }
 
-py::dict concat_linear_plan(const std::vector<int64_t>& widths,
-                            const std::vector<int64_t>& distinct_rows, int64_t rows, int64_t cols,
-                            const std::string& dtype) {
-  if (widths.size() != distinct_rows.size()) {
-    throw std::invalid_argument("distinct_rows has " + std::to_string(distinct_rows.size()) +
-                                " entries but widths has " + std::to_string(widths.size()) +
-                                "; they must be equal");
-  }
+mmfast::Element parse_element(const std::string& dtype) {
   constexpr const char* kElements[] = {"float32", "float64", "bfloat16", "float16"};
   const auto* element = std::find(std::begin(kElements), std::end(kElements), dtype);
   if (element == std::end(kElements)) {
     throw std::invalid_argument("dtype is '" + dtype +
                                 "'; it must be float32, float64, bfloat16 or float16");
   }
-  const mmfast::Plan plan = mmfast::plan_concat_linear(
-      widths, distinct_rows, rows, cols, static_cast<mmfast::Element>(element - kElements),
-      mmfast::current_isa());
+  return static_cast<mmfast::Element>(element - kElements);
+}
+
+py::dict plan_dict(const mmfast::Plan& plan) {
   constexpr const char* kMethods[] = {"empty", "tiny", "dot", "kernel", "library"};
   py::list groups;
   for (const mmfast::Group& group : plan.groups) {
@@ -122,6 +124,62 @@ py::dict concat_linear_plan(const std::vector<int64_t>& widths,
   result["method"] = kMethods[static_cast<int>(plan.method)];
   result["groups"] = groups;
   result["why"] = plan.why;
+  return result;
+}
+
+py::dict concat_linear_plan(const std::vector<int64_t>& widths,
+                            const std::vector<int64_t>& distinct_rows, int64_t rows, int64_t cols,
+                            const std::string& dtype) {
+  if (widths.size() != distinct_rows.size()) {
+    throw std::invalid_argument("distinct_rows has " + std::to_string(distinct_rows.size()) +
+                                " entries but widths has " + std::to_string(widths.size()) +
+                                "; they must be equal");
+  }
+  return plan_dict(mmfast::plan_concat_linear(widths, distinct_rows, rows, cols,
+                                              parse_element(dtype), mmfast::current_isa()));
+}
+
+// A tensor as far as a plan looks at it: sizes, strides, where it starts, and how many entries the
+// index has that picks its rows (-1: none does).
+using PlannedTensor =
+    std::tuple<std::vector<int64_t>, std::vector<int64_t>, uintptr_t, int64_t>;
+
+// As csrc/cuda/concat_linear_call.cpp sees an input.
+mmfast::cuda::PlanInput planned_input(const PlannedTensor& tensor, const mmfast::Dims& batch) {
+  const auto& [sizes, strides, address, entries] = tensor;
+  const mmfast::Dims size_dims(sizes.begin(), sizes.end());
+  const int64_t width = sizes.back();
+  if (entries >= 0) {
+    return {width, sizes[0] > entries / 2 ? entries : sizes[0], false};
+  }
+  const mmfast::DistinctRows found = mmfast::distinct_rows(
+      size_dims, mmfast::Dims(strides.begin(), strides.end()), batch);
+  const void* data = reinterpret_cast<const void*>(found.dense ? address : 0);
+  return {width, found.rows, mmfast::cuda::unit_of(data, found.row_stride) == 16};
+}
+
+py::dict concat_linear_cuda_plan(const std::vector<PlannedTensor>& inputs,
+                                 const std::vector<int64_t>& batch, const PlannedTensor& weight,
+                                 const std::string& dtype, bool finishing,
+                                 std::pair<int32_t, int32_t> capability, int32_t multiprocessors) {
+  const mmfast::Dims batch_dims(batch.begin(), batch.end());
+  std::vector<mmfast::cuda::PlanInput> planned;
+  py::list rows_of_inputs;
+  for (const PlannedTensor& input : inputs) {
+    planned.push_back(planned_input(input, batch_dims));
+    rows_of_inputs.append(planned.back().product_rows);
+  }
+  int64_t rows = 1;
+  for (int64_t size : batch) {
+    rows *= size;
+  }
+  const mmfast::cuda::GpuPlan found = mmfast::cuda::plan_concat_linear(
+      planned, rows, std::get<0>(weight)[0], parse_element(dtype),
+      planned_input(weight, mmfast::Dims{std::get<0>(weight)[0]}).direct, finishing,
+      mmfast::cuda::gpu_of(multiprocessors, capability.first, capability.second));
+  py::dict result = plan_dict(found.plan);
+  result["tma"] = found.tma;
+  result["distinct_rows"] = rows_of_inputs;
   return result;
 }
 
@@ -140,4 +198,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("concat_linear_plan", &concat_linear_plan, py::arg("widths"), py::arg("distinct_rows"),
         py::arg("rows"), py::arg("cols"), py::arg("dtype"),
         "Which way concat_linear takes on the CPU for inputs of these shapes, and why.");
+  m.def("concat_linear_cuda_plan", &concat_linear_cuda_plan, py::arg("inputs"), py::arg("batch"),
+        py::arg("weight"), py::arg("dtype"), py::arg("finishing"), py::arg("capability"),
+        py::arg("multiprocessors"),
+        "Which way concat_linear takes on a GPU, and why. A tensor is given as its sizes, strides, "
+        "address and the entries of its index, -1 without one.");
 }

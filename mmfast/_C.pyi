@@ -13,3 +13,12 @@ def concat_linear_plan(
     cols: int,
     dtype: str,
 ) -> dict[str, Any]: ...
+def concat_linear_cuda_plan(
+    inputs: list[tuple[list[int], list[int], int, int]],
+    batch: list[int],
+    weight: tuple[list[int], list[int], int, int],
+    dtype: str,
+    finishing: bool,
+    capability: tuple[int, int],
+    multiprocessors: int,
+) -> dict[str, Any]: ...

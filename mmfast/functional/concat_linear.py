@@ -100,10 +100,11 @@ def explain_concat_linear(
     activation: str = "none",
     index: Sequence[Tensor | None] | None = None,
 ) -> _concat_linear_plan.Plan:
-    """Which way :func:`concat_linear` would take with these arguments on the CPU, and why.
+    """Which way :func:`concat_linear` would take with these arguments, and why.
 
     Takes the arguments of :func:`concat_linear`, computes nothing, and raises what it would raise.
-    The plan depends on shapes, strides, dtype and instruction set alone.
+    The plan depends on shapes, strides, dtype and instruction set alone; on a GPU also on alignment,
+    the activation and the GPU.
 
     Returns:
         A plan; ``print`` it, or read its attributes.
@@ -115,7 +116,7 @@ def explain_concat_linear(
         (((0,),), (1,))
     """
     _concat_linear.check_arguments(inputs, weight, bias, activation, index)
-    return _concat_linear_plan.plan(inputs, weight, index)
+    return _concat_linear_plan.plan(inputs, weight, index, activation)
 
 
 _NO_INDEX: tuple[list[Tensor], list[int]] = ([], [])
