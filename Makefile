@@ -9,9 +9,11 @@ INSTALLED := $(VENV)/.installed
 EDITABLE := $(VENV)/.editable
 BUILT := $(VENV)/.built
 DEV_TOOLS := $(VENV)/.dev
+CUDA_TOOLS := $(VENV)/.cuda-tools
 CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
+LINTED := $(CXX_FILES) $(wildcard tests/cuda/*.cpp tests/cuda/on_host/*.h tests/cuda/on_host/*.cpp)
 
-.PHONY: help build demo test test-torch bench bench-pytest lint format cuda-check dist clean
+.PHONY: help build demo test test-torch bench bench-pytest lint format cuda-check gpu dist clean
 
 help:
 	@echo "make demo        train the emoji models and time the fusion layer (about 2 minutes)"
@@ -22,7 +24,8 @@ help:
 	@echo "make bench-pytest  the same cases under pytest-benchmark"
 	@echo "make lint        ruff, mypy, clang-format"
 	@echo "make format      rewrite the sources as lint wants them"
-	@echo "make cuda-check  compile and inspect the CUDA kernels"
+	@echo "make cuda-check  compile and inspect the CUDA kernels; needs nvcc, no GPU"
+	@echo "make gpu         on a machine with a GPU: tests, sanitizer, benchmarks; PART=tests OUT=..."
 	@echo "make dist        sdist and wheel, in dist/"
 	@echo "make clean       remove what these commands made"
 
@@ -71,19 +74,24 @@ lint: $(DEV_TOOLS)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/clang-format --dry-run --Werror $(LINTED)
 
 format: $(DEV_TOOLS)
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
-	$(BIN)/clang-format -i $(CXX_FILES)
+	$(BIN)/clang-format -i $(LINTED)
 
-cuda-check:
-ifeq ($(wildcard csrc/cuda/*.cu),)
-	@echo "there are no CUDA kernels yet (csrc/cuda is empty): nothing to check"
-else
-	@echo "csrc/cuda has kernels but this target does not know how to check them" && exit 1
-endif
+# cuobjdump and nvdisasm are packages of their own; compiling needs nvcc, and no GPU.
+$(CUDA_TOOLS): $(INSTALLED)
+	$(PIP) install -q -c constraints.txt nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+	touch $@
+
+cuda-check: $(CUDA_TOOLS)
+	$(BIN)/python scripts/cuda_check.py
+
+# On the machine with the GPU: python3 as it is there, nothing installed.
+gpu:
+	$(PYTHON) scripts/gpu.py $(if $(PART),--part $(PART)) $(if $(OUT),--out $(OUT))
 
 # The wheel is built against the version in constraints.txt; it runs with every torch from 2.10 on.
 dist: $(DEV_TOOLS)

@@ -67,9 +67,13 @@ def cuda_wanted(home: Path | None) -> bool:
     return wish != "0" and home is not None
 
 
+def cuda_archs() -> str:
+    return os.environ.get("MMFAST_CUDA_ARCHS", CUDA_ARCHS)
+
+
 def nvcc_flags() -> list[str]:
     flags = ["-O3", "-std=c++20", "-Xcompiler", "-fvisibility=hidden", "-Xptxas", "-warn-spills"]
-    for arch in os.environ.get("MMFAST_CUDA_ARCHS", CUDA_ARCHS).split():
+    for arch in cuda_archs().split():
         number, _, ptx = arch.partition("+")
         flags.append(f"-gencode=arch=compute_{number},code={'compute' if ptx else 'sm'}_{number}")
     if torch.version.cuda is None:  # else torch asks for this itself
@@ -114,6 +118,7 @@ def extension() -> Extension:
         defines += [("MMFAST_CUDA", None), ("USE_CUDA", None)]
     flags = " ".join(CXX_FLAGS)
     cxx_flags = [*CXX_FLAGS, f'-DMMFAST_BUILD_FLAGS="{flags}"']
+    cxx_flags.append(f'-DMMFAST_CUDA_ARCHS="{cuda_archs()}"')
     return Extension(
         "mmfast._C",
         sources=sources,

@@ -141,8 +141,7 @@ py::dict concat_linear_plan(const std::vector<int64_t>& widths,
 
 // A tensor as far as a plan looks at it: sizes, strides, where it starts, and how many entries the
 // index has that picks its rows (-1: none does).
-using PlannedTensor =
-    std::tuple<std::vector<int64_t>, std::vector<int64_t>, uintptr_t, int64_t>;
+using PlannedTensor = std::tuple<std::vector<int64_t>, std::vector<int64_t>, uintptr_t, int64_t>;
 
 // As csrc/cuda/concat_linear_call.cpp sees an input.
 mmfast::cuda::PlanInput planned_input(const PlannedTensor& tensor, const mmfast::Dims& batch) {
@@ -152,8 +151,8 @@ mmfast::cuda::PlanInput planned_input(const PlannedTensor& tensor, const mmfast:
   if (entries >= 0) {
     return {width, sizes[0] > entries / 2 ? entries : sizes[0], false};
   }
-  const mmfast::DistinctRows found = mmfast::distinct_rows(
-      size_dims, mmfast::Dims(strides.begin(), strides.end()), batch);
+  const mmfast::DistinctRows found =
+      mmfast::distinct_rows(size_dims, mmfast::Dims(strides.begin(), strides.end()), batch);
   const void* data = reinterpret_cast<const void*>(found.dense ? address : 0);
   return {width, found.rows, mmfast::cuda::unit_of(data, found.row_stride) == 16};
 }

@@ -83,8 +83,12 @@ def _kernels() -> dict[str, str]:
 def _cuda() -> dict[str, str]:
     facts = {}
     try:
-        built = importlib.import_module("mmfast.ops.library").host.build_info()["cuda"]
-        facts["kernels"] = "built" if built else "not in this build: it has CPU kernels only"
+        built = importlib.import_module("mmfast.ops.library").host.build_info()
+        facts["kernels"] = (
+            f"built with CUDA {built['cuda_toolkit']} for {built['cuda_archs']}"
+            if built["cuda"]
+            else "not in this build: it has CPU kernels only"
+        )
     except Exception:  # already told under "kernels"
         facts["kernels"] = "unknown: the library does not load"
     try:
@@ -96,7 +100,9 @@ def _cuda() -> dict[str, str]:
     elif not torch.cuda.is_available():
         facts["device"] = f"none: torch has CUDA {torch.version.cuda} but finds no usable GPU"
     else:
-        facts["device"] = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+        major, minor = torch.cuda.get_device_capability()
+        name = torch.cuda.get_device_name()
+        facts["device"] = f"{name} (sm_{major}{minor}), CUDA {torch.version.cuda}"
     return facts
 
 

@@ -1,6 +1,7 @@
-"""Fixtures for every test: a fixed seed, instruction sets by name, distributions with plugins."""
+"""Fixtures for every test: a fixed seed, devices, instruction sets, distributions with plugins."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,13 +9,50 @@ from distributions import write_distribution
 
 from mmfast.ops.library import host
 
+HERE = Path(__file__).parent
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() and host.build_info()["cuda"] else ("cpu",)
+# Folders whose tests run on every device; those marked cpu_only do not.
+ON_DEVICES = ("ops", "functional", "nn")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cpu_only: about the CPU's way, or of tensors made there")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """On a GPU too, but there only once for all instruction sets of the CPU."""
+    folder = metafunc.definition.path.relative_to(HERE).parts[0]
+    if folder not in ON_DEVICES:
+        return
+    on_cuda = "cuda" in DEVICES and not metafunc.definition.get_closest_marker("cpu_only")
+    if "isa" in metafunc.fixturenames:
+        isas = host.cpu_isas()
+        if on_cuda:
+            both = [*(("cpu", isa) for isa in isas), ("cuda", isas[-1])]
+            metafunc.parametrize(("device", "isa"), both, indirect=True)
+        else:
+            metafunc.parametrize("isa", isas, indirect=True)
+    elif on_cuda:
+        metafunc.parametrize("device", DEVICES, indirect=True)
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=host.cpu_isas())
+@pytest.fixture(autouse=True)
+def device(request: pytest.FixtureRequest):
+    """Where tensors are made unless a test says otherwise."""
+    name = getattr(request, "param", "cpu")
+    if name == "cpu":
+        yield name
+    else:
+        with torch.device(name):
+            yield name
+
+
+@pytest.fixture
 def isa(request: pytest.FixtureRequest):
     """Every instruction set that this machine has, forced in turn."""
     host.force_cpu_isa(request.param)

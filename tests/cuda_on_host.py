@@ -1,4 +1,4 @@
-"""The CUDA operators compiled for the host by the system's compiler; see ``cuda/on_host/on_host.h``.
+"""The CUDA operators compiled for the host; see ``cuda/on_host/on_host.h``.
 
 ``load`` gives ``torch.ops.mmfast_on_host``: the entries and kernels of ``csrc/cuda`` as they are,
 with the schemas of ``torch.ops.mmfast``, for tensors on the CPU.
@@ -57,7 +57,7 @@ def load() -> Any:
     BUILD.mkdir(parents=True, exist_ok=True)
     sources = [HERE / "runtime_on_host.cpp", HERE / "index_functions.cpp"]
     for name in KERNELS:
-        sources.append(_wrapper(f"{name}_kernels", ["on_host.h", f"csrc/cuda/{name}.cu"]))
+        sources.append(_wrapper(f"{name}_host", ["on_host.h", f"csrc/cuda/{name}.cu"]))
     for name in ENTRIES:
         headers = ["cuda_runtime_api.h", "register_on_host.h", f"csrc/cuda/{name}.cpp"]
         sources.append(_wrapper(f"{name}_entry", headers))

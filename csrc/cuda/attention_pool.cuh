@@ -102,9 +102,9 @@ MMFAST_DEVICE void keep_row(const AttentionPoolArgs& args, const HeadRow& at, in
 // sums[m] = row . input m; 0 where that is absent.
 template <typename T, int kept>
 MMFAST_DEVICE void dot_kept(const AttentionPoolArgs& args, const KeptRow<T, kept>& row,
-                            const KeptInputs<T, kept>& inputs, accumulator_t<T> (&sums)[kTogether],
-                            accumulator_t<T>* scratch) {
-  using A = accumulator_t<T>;
+                            const KeptInputs<T, kept>& inputs, wide_t<T> (&sums)[kTogether],
+                            wide_t<T>* scratch) {
+  using A = wide_t<T>;
 #pragma unroll
   for (int m = 0; m < kTogether; ++m) {
     sums[m] = 0;
@@ -150,8 +150,8 @@ MMFAST_DEVICE void softmax_kept(const bool* there, A scale, A (&weights)[kTogeth
 // sums[m] = the row of `source` . input m for all modalities, in shared memory of the group.
 template <typename T>
 MMFAST_DEVICE void dot_shared(const AttentionPoolArgs& args, const HeadRow& at, int source,
-                              accumulator_t<T>* sums, accumulator_t<T>* scratch) {
-  using A = accumulator_t<T>;
+                              wide_t<T>* sums, wide_t<T>* scratch) {
+  using A = wide_t<T>;
   const int lanes = args.groups.lanes;
   for (int m0 = 0; m0 < args.rows.count; m0 += kTogether) {
     A products[kTogether] = {};
@@ -181,8 +181,8 @@ MMFAST_DEVICE void dot_shared(const AttentionPoolArgs& args, const HeadRow& at, 
 // Scores become the weights of what is present, 0 for the rest.
 template <typename T>
 MMFAST_DEVICE void softmax_shared(const AttentionPoolArgs& args, const HeadRow& at,
-                                  accumulator_t<T>* weights) {
-  using A = accumulator_t<T>;
+                                  wide_t<T>* weights) {
+  using A = wide_t<T>;
   const A scale = static_cast<A>(args.scale);
   A most = 0;
   A total = 0;

@@ -8,21 +8,20 @@ namespace {
 
 // to = weight * grad + score * query
 template <typename T>
-MMFAST_DEVICE void store_input_grad(T* to, accumulator_t<T> weight, const Packet<T>& grad,
-                                    accumulator_t<T> score, const Packet<T>& query, int n,
-                                    int unit) {
-  accumulator_t<T> sum[kPacket<T>];
+MMFAST_DEVICE void store_input_grad(T* to, wide_t<T> weight, const Packet<T>& grad, wide_t<T> score,
+                                    const Packet<T>& query, int n, int unit) {
+  wide_t<T> sum[kPacket<T>];
 #pragma unroll
   for (int i = 0; i < kPacket<T>; ++i) {
-    sum[i] = weight * to_wide(grad.v[i]) + score * to_wide(query.v[i]);
+    sum[i] = weight * wide(grad, i) + score * wide(query, i);
   }
   store_rounded(to, sum, n, unit);
 }
 
 template <typename T, int kept>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     attention_pool_kept_backward_kernel(const __grid_constant__ AttentionPoolArgs args) {
-  using A = accumulator_t<T>;
+  using A = wide_t<T>;
   const Rows& rows = args.rows;
   A sums[kept][kPacket<T>];  // of the query's gradient, over the rows of this group
   const auto begin = [&](const HeadRow&, int64_t) {
@@ -82,7 +81,7 @@ __global__ void __launch_bounds__(kThreads)
             }
 #pragma unroll
             for (int i = 0; i < kPacket<T>; ++i) {
-              of_query[i] += scores[m] * to_wide(inputs.x[k].x[m].v[i]);
+              of_query[i] += scores[m] * wide(inputs.x[k].x[m], i);
             }
           } else if (to_input) {
             store_zeros(to_input, n, rows.unit);
@@ -116,9 +115,9 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     attention_pool_backward_kernel(const __grid_constant__ AttentionPoolArgs args) {
-  using A = accumulator_t<T>;
+  using A = wide_t<T>;
   MMFAST_SHARED_MEMORY(memory);
   const Rows& rows = args.rows;
   const int count = rows.count;
@@ -180,7 +179,7 @@ __global__ void __launch_bounds__(kThreads)
             }
 #pragma unroll
             for (int i = 0; i < kPacket<T>; ++i) {
-              of_query[i] += scores[m0 + k] * to_wide(chunk.x[k].v[i]);
+              of_query[i] += scores[m0 + k] * wide(chunk.x[k], i);
             }
           } else if (to_input) {
             store_zeros(to_input, n, rows.unit);

@@ -9,9 +9,9 @@ struct Nothing {
 };
 
 template <typename T, int kept>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     attention_pool_kept_kernel(const __grid_constant__ AttentionPoolArgs args) {
-  using A = accumulator_t<T>;
+  using A = wide_t<T>;
   const auto body = [&](const HeadRow& at, int64_t) {
     KeptRow<T, kept> query;
     KeptInputs<T, kept> inputs;
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreads)
           if (inputs.there[m]) {
 #pragma unroll
             for (int i = 0; i < kPacket<T>; ++i) {
-              sum[i] += weights[m] * to_wide(inputs.x[k].x[m].v[i]);
+              sum[i] += weights[m] * wide(inputs.x[k].x[m], i);
             }
           }
         }
@@ -54,9 +54,9 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     attention_pool_kernel(const __grid_constant__ AttentionPoolArgs args) {
-  using A = accumulator_t<T>;
+  using A = wide_t<T>;
   MMFAST_SHARED_MEMORY(memory);
   const int count = args.rows.count;
   const int lanes = args.groups.lanes;
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads)
             const A weight = weights[m0 + k];
 #pragma unroll
             for (int i = 0; i < kPacket<T>; ++i) {
-              sum[i] += weight * to_wide(chunk.x[k].v[i]);
+              sum[i] += weight * wide(chunk.x[k], i);
             }
           }
         }

@@ -10,7 +10,7 @@ namespace {
 
 // A quotient of sums of exponentials; in 16 bits the quick one is exact enough.
 template <typename T>
-MMFAST_DEVICE accumulator_t<T> quotient(accumulator_t<T> a, accumulator_t<T> b) {
+MMFAST_DEVICE wide_t<T> quotient(wide_t<T> a, wide_t<T> b) {
 #ifdef __CUDA_ARCH__
   if constexpr (sizeof(T) == 2) {
     return __fdividef(a, b);
@@ -23,9 +23,9 @@ MMFAST_DEVICE accumulator_t<T> quotient(accumulator_t<T> a, accumulator_t<T> b) 
 // times tanh(value).
 template <typename T>
 struct Shares {
-  accumulator_t<T> most[kPacket<T>];
-  accumulator_t<T> total[kPacket<T>];
-  accumulator_t<T> sum[kPacket<T>];
+  wide_t<T> most[kPacket<T>];
+  wide_t<T> total[kPacket<T>];
+  wide_t<T> sum[kPacket<T>];
   bool any;
 };
 
@@ -48,7 +48,7 @@ MMFAST_DEVICE void load_gates(const GatedSumArgs& args, const RowPlace& place,
 template <typename T>
 MMFAST_DEVICE void add_shares(const Together<T>& values, const Packet<T> (&gates)[kTogether],
                               Shares<T>& shares) {
-  using A = accumulator_t<T>;
+  using A = wide_t<T>;
   bool any = false;
 #pragma unroll
   for (int k = 0; k < kTogether; ++k) {
@@ -64,7 +64,7 @@ MMFAST_DEVICE void add_shares(const Together<T>& values, const Packet<T> (&gates
 #pragma unroll
     for (int k = 0; k < kTogether; ++k) {
       if (values.there[k]) {
-        const A gate = to_wide(gates[k].v[i]);
+        const A gate = wide(gates[k], i);
         most = !found || most < gate ? gate : most;
         found = true;
       }
@@ -78,9 +78,9 @@ MMFAST_DEVICE void add_shares(const Together<T>& values, const Packet<T> (&gates
 #pragma unroll
     for (int k = 0; k < kTogether; ++k) {
       if (values.there[k]) {
-        const A share = wide_exp(to_wide(gates[k].v[i]) - most);
+        const A share = wide_exp(wide(gates[k], i) - most);
         shares.total[i] += share;
-        shares.sum[i] += share * wide_tanh<T>(to_wide(values.x[k].v[i]));
+        shares.sum[i] += share * wide_tanh<T>(wide(values.x[k], i));
       }
     }
   }
@@ -107,7 +107,7 @@ MMFAST_DEVICE void sum_shares(const GatedSumArgs& args, const RowPlace& place, i
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     gated_sum_kernel(const __grid_constant__ GatedSumArgs args) {
   for_each_packet<T>(
       args.rows, args.tiles, [&](int64_t row, int64_t col, int n, const RowPlace& place) {
@@ -127,7 +127,7 @@ template <typename T>
 MMFAST_DEVICE void store_grads(const GatedSumArgs& args, int m, bool there, const Packet<T>& value,
                                const Packet<T>& gate, const Packet<T>& grad,
                                const Shares<T>& shares, int64_t at, int n) {
-  using A = accumulator_t<T>;
+  using A = wide_t<T>;
   T* const to_value = grad_at<T>(args.rows, m, at);
   T* const to_gate = m < args.gates ? grad_at<T>(args.rows, args.rows.count + m, at) : nullptr;
   A of_value[kPacket<T>] = {};
@@ -135,9 +135,9 @@ MMFAST_DEVICE void store_grads(const GatedSumArgs& args, int m, bool there, cons
   if (there) {
 #pragma unroll
     for (int i = 0; i < kPacket<T>; ++i) {
-      const A exponential = wide_exp(to_wide(gate.v[i]) - shares.most[i]);
-      const A weighted = to_wide(grad.v[i]) * quotient<T>(exponential, shares.total[i]);
-      const A bent = wide_tanh<T>(to_wide(value.v[i]));
+      const A exponential = wide_exp(wide(gate, i) - shares.most[i]);
+      const A weighted = wide(grad, i) * quotient<T>(exponential, shares.total[i]);
+      const A bent = wide_tanh<T>(wide(value, i));
       of_value[i] = weighted * (A(1) - bent * bent);
       of_gate[i] = weighted * (bent - shares.sum[i]);
     }
@@ -151,7 +151,7 @@ MMFAST_DEVICE void store_grads(const GatedSumArgs& args, int m, bool there, cons
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     gated_sum_backward_kernel(const __grid_constant__ GatedSumArgs args) {
   const Rows& rows = args.rows;
   for_each_packet<T>(rows, args.tiles, [&](int64_t row, int64_t col, int n, const RowPlace& place) {

@@ -35,21 +35,23 @@ void launch(void (*kernel)(const Args), int64_t blocks, int32_t threads, int64_t
   }
 }
 
-// Calls LAUNCH<T>(...) with the element type that `element` names.
-#define MMFAST_CUDA_DISPATCH(element, LAUNCH, ...) \
-  switch (element) {                               \
-    case Element::float32:                         \
-      LAUNCH<float>(__VA_ARGS__);                  \
-      break;                                       \
-    case Element::bfloat16:                        \
-      LAUNCH<BFloat16>(__VA_ARGS__);               \
-      break;                                       \
-    case Element::float16:                         \
-      LAUNCH<Float16>(__VA_ARGS__);                \
-      break;                                       \
-    case Element::float64:                         \
-      LAUNCH<double>(__VA_ARGS__);                 \
-      break;                                       \
+// Calls LAUNCH<T>(args, stream) with the element type that `element` names. Rows of aligned packets
+// only, as nearly all are, have kernels of their own; float64, which is for checks, has not.
+#define MMFAST_CUDA_DISPATCH(element, LAUNCH, args, stream)                           \
+  const bool whole = (args).rows.whole;                                               \
+  switch (element) {                                                                  \
+    case Element::float32:                                                            \
+      whole ? LAUNCH<Whole<float>>(args, stream) : LAUNCH<float>(args, stream);       \
+      break;                                                                          \
+    case Element::bfloat16:                                                           \
+      whole ? LAUNCH<Whole<BFloat16>>(args, stream) : LAUNCH<BFloat16>(args, stream); \
+      break;                                                                          \
+    case Element::float16:                                                            \
+      whole ? LAUNCH<Whole<Float16>>(args, stream) : LAUNCH<Float16>(args, stream);   \
+      break;                                                                          \
+    case Element::float64:                                                            \
+      LAUNCH<double>(args, stream);                                                   \
+      break;                                                                          \
   }
 
 #define MMFAST_DEVICE __device__ __forceinline__
@@ -63,15 +65,15 @@ MMFAST_DEVICE double wide_log(double x) { return log(x); }
 
 // For bfloat16 the instruction, whose error is a quarter of that of rounding.
 template <typename T>
-MMFAST_DEVICE accumulator_t<T> wide_tanh(accumulator_t<T> x) {
+MMFAST_DEVICE wide_t<T> wide_tanh(wide_t<T> x) {
 #ifdef __CUDA_ARCH__
-  if constexpr (std::is_same_v<T, BFloat16>) {
+  if constexpr (std::is_same_v<element_t<T>, BFloat16>) {
     float result;
     asm("tanh.approx.f32 %0, %1;" : "=f"(result) : "f"(x));
     return result;
   }
 #endif
-  if constexpr (std::is_same_v<accumulator_t<T>, double>) {
+  if constexpr (std::is_same_v<wide_t<T>, double>) {
     return tanh(x);
   } else {
     return tanhf(x);
@@ -167,7 +169,7 @@ template <typename T, typename A>
 MMFAST_DEVICE A dot(const Packet<T>& x, const Packet<T>& y, A sum) {
 #pragma unroll
   for (int i = 0; i < kPacket<T>; ++i) {
-    sum += to_wide(x.v[i]) * to_wide(y.v[i]);
+    sum += wide(x, i) * wide(y, i);
   }
   return sum;
 }

@@ -19,7 +19,7 @@ constexpr int kSumLanes = 16;  // columns of a block
 template <typename T>
 __global__ void __launch_bounds__(kSumThreads)
     add_sums_kernel(const __grid_constant__ SumsArgs args) {
-  using A = accumulator_t<T>;
+  using A = wide_t<T>;
   MMFAST_SHARED_MEMORY(memory);
   double* const parts = reinterpret_cast<double*>(memory);
   const int lane = static_cast<int>(threadIdx.x) % kSumLanes;
@@ -60,7 +60,16 @@ void launch_table(const TableArgs& args, cudaStream_t stream) {
 }
 
 void launch_add_sums(Element element, const SumsArgs& args, cudaStream_t stream) {
-  MMFAST_CUDA_DISPATCH(element, add_sums, args, stream);
+  switch (element) {
+    case Element::float32:
+      return add_sums<float>(args, stream);
+    case Element::bfloat16:
+      return add_sums<BFloat16>(args, stream);
+    case Element::float16:
+      return add_sums<Float16>(args, stream);
+    case Element::float64:
+      return add_sums<double>(args, stream);
+  }
 }
 
 }  // namespace mmfast::cuda

@@ -21,7 +21,7 @@ MMFAST_DEVICE A exponential(A lse, A top) {
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     merge_attention_kernel(const __grid_constant__ MergeAttentionArgs args) {
-  using A = accumulator_t<T>;
+  using A = wide_t<T>;
   const Rows& rows = args.rows;
   for_each_packet<T>(rows, args.tiles, [&](int64_t row, int64_t col, int, const RowPlace& place) {
     const int64_t left = args.cols - col;
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads)
       const Packet<T> x = load(row_of<T>(rows, s, place) + col, n, rows.unit);
 #pragma unroll
       for (int i = 0; i < kPacket<T>; ++i) {
-        sum[i] += share * to_wide(x.v[i]);
+        sum[i] += share * wide(x, i);
       }
     }
     store_rounded(static_cast<T*>(args.out) + row * args.cols + col, sum, n, rows.unit);

@@ -3,33 +3,59 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "../cpu/scalar.h"
 #include "host_device.h"
 
 namespace mmfast::cuda {
 
+// An element of rows that consist of aligned packets only: kernels made for it have no other case.
 template <typename T>
-struct alignas(16) Packet {
-  static constexpr int kSize = 16 / sizeof(T);
-  T v[kSize];
+struct Whole {
+  T value;
 };
 
 template <typename T>
-constexpr int kPacket = Packet<T>::kSize;
+struct ElementOf {
+  using type = T;
+  static constexpr bool whole = false;
+};
+template <typename T>
+struct ElementOf<Whole<T>> {
+  using type = T;
+  static constexpr bool whole = true;
+};
+template <typename T>
+using element_t = typename ElementOf<T>::type;
 
-MMFAST_HOST_DEVICE double to_wide(double x) { return x; }
-MMFAST_HOST_DEVICE float to_wide(float x) { return x; }
+template <typename T>
+using wide_t = accumulator_t<element_t<T>>;
 
-MMFAST_HOST_DEVICE float to_wide(BFloat16 x) {
+template <typename T>
+constexpr int kPacket = 16 / sizeof(T);
+
+// Elements stay packed until they are used: twice as many fit into registers.
+template <typename T>
+struct alignas(16) Packet {
+  uint32_t words[4];
+};
+
+// ------------------------------------------------------------------------------------ conversion
+
+MMFAST_HOST_DEVICE float float_of(uint32_t bits) {
 #ifdef __CUDA_ARCH__
-  return __uint_as_float(static_cast<uint32_t>(x.bits) << 16);
+  return __uint_as_float(bits);
 #else
-  return widen(x);
+  return float_from_bits(bits);
 #endif
 }
 
-MMFAST_HOST_DEVICE float to_wide(Float16 x) {
+MMFAST_HOST_DEVICE float widened(BFloat16 x) {
+  return float_of(static_cast<uint32_t>(x.bits) << 16);
+}
+
+MMFAST_HOST_DEVICE float widened(Float16 x) {
 #ifdef __CUDA_ARCH__
   float result;
   asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(x.bits));
@@ -39,46 +65,80 @@ MMFAST_HOST_DEVICE float to_wide(Float16 x) {
 #endif
 }
 
-// Rounds two neighbours, to nearest, ties to even.
+// One element that stands alone.
 template <typename T>
-MMFAST_HOST_DEVICE void round_pair(const accumulator_t<T>* from, T* to) {
-#ifdef __CUDA_ARCH__
-  if constexpr (sizeof(T) == 2) {
-    uint32_t bits;  // the first operand becomes the upper half
-    if constexpr (std::is_same_v<T, BFloat16>) {
-      asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(from[1]), "f"(from[0]));
-    } else {
-      asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(from[1]), "f"(from[0]));
-    }
-    to[0].bits = static_cast<uint16_t>(bits);
-    to[1].bits = static_cast<uint16_t>(bits >> 16);
+MMFAST_HOST_DEVICE wide_t<T> to_wide(T x) {
+  if constexpr (ElementOf<T>::whole) {
+    return to_wide(x.value);
+  } else if constexpr (sizeof(T) == 2) {
+    return widened(x);
   } else {
-    to[0] = from[0];
-    to[1] = from[1];
+    return x;
   }
+}
+
+// Element i of a packet; i is known to the compiler.
+template <typename T>
+MMFAST_HOST_DEVICE wide_t<T> wide(const Packet<T>& packet, int i) {
+  using E = element_t<T>;
+  if constexpr (std::is_same_v<E, double>) {
+    double x;
+    memcpy(&x, packet.words + 2 * i, 8);
+    return x;
+  } else if constexpr (std::is_same_v<E, float>) {
+    return float_of(packet.words[i]);
+  } else if constexpr (std::is_same_v<E, BFloat16>) {
+    const uint32_t word = packet.words[i / 2];
+    return float_of(i % 2 ? word & 0xffff0000u : word << 16);
+  } else {
+    const uint32_t word = packet.words[i / 2];
+    return widened(Float16{static_cast<uint16_t>(i % 2 ? word >> 16 : word)});
+  }
+}
+
+// Two neighbours rounded to nearest, ties to even; the first is the lower half.
+template <typename E>
+MMFAST_HOST_DEVICE uint32_t rounded_pair(float first, float second) {
+#ifdef __CUDA_ARCH__
+  uint32_t bits;
+  if constexpr (std::is_same_v<E, BFloat16>) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(second), "f"(first));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(second), "f"(first));
+  }
+  return bits;
 #else
-  to[0] = narrow<T>(from[0]);
-  to[1] = narrow<T>(from[1]);
+  return narrow<E>(first).bits | static_cast<uint32_t>(narrow<E>(second).bits) << 16;
 #endif
 }
 
 template <typename T>
-MMFAST_HOST_DEVICE T round_one(accumulator_t<T> x) {
-  const accumulator_t<T> pair[2] = {x, x};
-  T rounded[2];
-  round_pair<T>(pair, rounded);
-  return rounded[0];
-}
-
-template <typename T>
-MMFAST_HOST_DEVICE Packet<T> pack(const accumulator_t<T>* from) {
+MMFAST_HOST_DEVICE Packet<T> pack(const wide_t<T>* from) {
   Packet<T> packet;
+  if constexpr (sizeof(T) == 2) {
 #pragma unroll
-  for (int i = 0; i < kPacket<T>; i += 2) {
-    round_pair<T>(from + i, packet.v + i);
+    for (int i = 0; i < 4; ++i) {
+      packet.words[i] = rounded_pair<element_t<T>>(from[2 * i], from[2 * i + 1]);
+    }
+  } else {
+    memcpy(packet.words, from, 16);
   }
   return packet;
 }
+
+template <typename T>
+MMFAST_HOST_DEVICE T round_one(wide_t<T> x) {
+  T result;
+  if constexpr (sizeof(T) == 2) {
+    const uint16_t bits = static_cast<uint16_t>(rounded_pair<element_t<T>>(x, x));
+    memcpy(&result, &bits, 2);
+  } else {
+    memcpy(&result, &x, sizeof(T));
+  }
+  return result;
+}
+
+// --------------------------------------------------------------------------------- loads, stores
 
 #ifndef __CUDACC__
 struct alignas(16) Word16 {
@@ -100,16 +160,16 @@ MMFAST_HOST_DEVICE void load_words(const T* from, Packet<T>& packet) {
 #ifdef __CUDA_ARCH__
     words[i] = __ldg(reinterpret_cast<const Word*>(from) + i);
 #else
-    std::memcpy(&words[i], reinterpret_cast<const Word*>(from) + i, sizeof(Word));
+    words[i] = reinterpret_cast<const Word*>(from)[i];
 #endif
   }
-  memcpy(&packet, words, 16);
+  memcpy(packet.words, words, 16);
 }
 
 template <typename Word, typename T>
 MMFAST_HOST_DEVICE void store_words(T* to, const Packet<T>& packet) {
   Word words[16 / sizeof(Word)];
-  memcpy(words, &packet, 16);
+  memcpy(words, packet.words, 16);
 #pragma unroll
   for (int i = 0; i < static_cast<int>(16 / sizeof(Word)); ++i) {
     reinterpret_cast<Word*>(to)[i] = words[i];
@@ -121,41 +181,45 @@ MMFAST_HOST_DEVICE void store_words(T* to, const Packet<T>& packet) {
 template <typename T>
 MMFAST_HOST_DEVICE Packet<T> load(const T* from, int n, int unit) {
   Packet<T> packet;
-  if (n >= kPacket<T> && unit == 16) {
+  if (ElementOf<T>::whole || (n >= kPacket<T> && unit == 16)) {
     load_words<Word16>(from, packet);
   } else if (n >= kPacket<T> && unit == 8) {
     load_words<Word8>(from, packet);
   } else if (n >= kPacket<T> && unit == 4) {
     load_words<uint32_t>(from, packet);
   } else {
+    T elements[kPacket<T>];
 #pragma unroll
     for (int i = 0; i < kPacket<T>; ++i) {
-      packet.v[i] = i < n ? from[i] : T{};
+      elements[i] = i < n ? from[i] : T{};
     }
+    memcpy(packet.words, elements, 16);
   }
   return packet;
 }
 
 template <typename T>
 MMFAST_HOST_DEVICE void store(T* to, const Packet<T>& packet, int n, int unit) {
-  if (n >= kPacket<T> && unit == 16) {
+  if (ElementOf<T>::whole || (n >= kPacket<T> && unit == 16)) {
     store_words<Word16>(to, packet);
   } else if (n >= kPacket<T> && unit == 8) {
     store_words<Word8>(to, packet);
   } else if (n >= kPacket<T> && unit == 4) {
     store_words<uint32_t>(to, packet);
   } else {
+    T elements[kPacket<T>];
+    memcpy(elements, packet.words, 16);
 #pragma unroll
     for (int i = 0; i < kPacket<T>; ++i) {
       if (i < n) {
-        to[i] = packet.v[i];
+        to[i] = elements[i];
       }
     }
   }
 }
 
 template <typename T>
-MMFAST_HOST_DEVICE void store_rounded(T* to, const accumulator_t<T>* from, int n, int unit) {
+MMFAST_HOST_DEVICE void store_rounded(T* to, const wide_t<T>* from, int n, int unit) {
   store(to, pack<T>(from), n, unit);
 }
 

@@ -7,21 +7,21 @@ namespace mmfast::cuda {
 namespace {
 
 template <typename T>
-MMFAST_DEVICE accumulator_t<T> rank_weight(const RankProductArgs& args, int64_t rank) {
-  return args.weights ? to_wide(static_cast<const T*>(args.weights)[rank]) : accumulator_t<T>(1);
+MMFAST_DEVICE wide_t<T> rank_weight(const RankProductArgs& args, int64_t rank) {
+  return args.weights ? to_wide(static_cast<const T*>(args.weights)[rank]) : wide_t<T>(1);
 }
 
 template <typename T>
-MMFAST_DEVICE void multiply(accumulator_t<T>* product, const Packet<T>& factor) {
+MMFAST_DEVICE void multiply(wide_t<T>* product, const Packet<T>& factor) {
 #pragma unroll
   for (int i = 0; i < kPacket<T>; ++i) {
-    product[i] *= to_wide(factor.v[i]);
+    product[i] *= wide(factor, i);
   }
 }
 
 // product *= the present factors m0 .. end of a rank, whose packets start at `at`
 template <typename T>
-MMFAST_DEVICE void multiply_factors(accumulator_t<T>* product, const RankProductArgs& args,
+MMFAST_DEVICE void multiply_factors(wide_t<T>* product, const RankProductArgs& args,
                                     const RowPlace& place, int m0, int64_t at, int n) {
   for (; m0 < args.rows.count; m0 += kTogether) {
     Together<T> chunk;
@@ -36,9 +36,9 @@ MMFAST_DEVICE void multiply_factors(accumulator_t<T>* product, const RankProduct
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     rank_product_kernel(const __grid_constant__ RankProductArgs args) {
-  using A = accumulator_t<T>;
+  using A = wide_t<T>;
   for_each_packet<T>(
       args.rows, args.tiles, [&](int64_t row, int64_t col, int n, const RowPlace& place) {
         A sum[kPacket<T>] = {};
@@ -64,10 +64,10 @@ __global__ void __launch_bounds__(kThreads)
 // Gradients of a packet of one rank: factor m gets weight grad times the product of the others,
 // those before it times those behind it. Returns grad . product of all factors.
 template <typename T>
-MMFAST_DEVICE accumulator_t<T> packet_backward(const RankProductArgs& args, const RowPlace& place,
-                                               const Packet<T>& grad, accumulator_t<T> weight,
-                                               int64_t source_at, int64_t grad_to, int n) {
-  using A = accumulator_t<T>;
+MMFAST_DEVICE wide_t<T> packet_backward(const RankProductArgs& args, const RowPlace& place,
+                                        const Packet<T>& grad, wide_t<T> weight, int64_t source_at,
+                                        int64_t grad_to, int n) {
+  using A = wide_t<T>;
   const Rows& rows = args.rows;
   A before[kPacket<T>];
 #pragma unroll
@@ -80,7 +80,7 @@ MMFAST_DEVICE accumulator_t<T> packet_backward(const RankProductArgs& args, cons
     A after[kPacket<T>];  // weight grad and the factors behind this chunk
 #pragma unroll
     for (int i = 0; i < kPacket<T>; ++i) {
-      after[i] = weight * to_wide(grad.v[i]);
+      after[i] = weight * wide(grad, i);
     }
     multiply_factors<T>(after, args, place, m0 + kTogether, source_at, n);
 #pragma unroll
@@ -116,16 +116,16 @@ MMFAST_DEVICE accumulator_t<T> packet_backward(const RankProductArgs& args, cons
   A sum = 0;
 #pragma unroll
   for (int i = 0; i < kPacket<T>; ++i) {
-    sum += i < n ? to_wide(grad.v[i]) * before[i] : A(0);
+    sum += i < n ? wide(grad, i) * before[i] : A(0);
   }
   return sum;
 }
 
 // The tiles are of rows / steps. A block sums the weights' gradients of what it takes.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     rank_product_backward_kernel(const __grid_constant__ RankProductArgs args) {
-  using A = accumulator_t<T>;
+  using A = wide_t<T>;
   MMFAST_SHARED_MEMORY(memory);
   A* const scratch = reinterpret_cast<A*>(memory);
   const Rows& rows = args.rows;

@@ -143,6 +143,7 @@ Rows RowCall::rows(int64_t count, int64_t cols, int64_t step, bool flatten) {
     }
   }
   rows.unit = unit(step);
+  rows.whole = rows.unit == 16 && (step == 0 ? rows.cols : step) % packet() == 0;
 
   std::vector<Dims> strides;
   for (const Source& source : sources_) {

@@ -29,6 +29,7 @@ struct Rows {
   int32_t count;           // modalities: the first sources
   int32_t present;         // the source that says what is present, or -1
   int32_t unit;            // bytes to which every row is aligned: 16, 8, 4 or 2
+  bool whole;              // whether rows consist of aligned packets only
   int64_t present_stride;  // of its elements
   int64_t total;           // rows
   int64_t cols;            // elements of a row

@@ -8,8 +8,7 @@ namespace {
 
 // The weight of modality m in a row, where it is one number.
 template <typename T>
-MMFAST_DEVICE accumulator_t<T> weight_of(const WeightedSumArgs& args, const RowPlace& place,
-                                         int m) {
+MMFAST_DEVICE wide_t<T> weight_of(const WeightedSumArgs& args, const RowPlace& place, int m) {
   return args.per == WeightsPer::row
              ? to_wide(row_of<T>(args.rows, args.weights_source, place)[m * args.weights_stride])
              : to_wide(static_cast<const T*>(args.weights)[m]);
@@ -18,16 +17,16 @@ MMFAST_DEVICE accumulator_t<T> weight_of(const WeightedSumArgs& args, const RowP
 // The weights of modality m for the features of a packet.
 template <typename T, bool by_feature>
 MMFAST_DEVICE void weights_of(const WeightedSumArgs& args, const RowPlace& place, int m,
-                              int64_t col, int n, accumulator_t<T>* weights) {
+                              int64_t col, int n, wide_t<T>* weights) {
   if constexpr (by_feature) {
     const T* from = static_cast<const T*>(args.weights) + m * args.rows.cols + col;
     const Packet<T> packet = load(from, n, args.rows.unit);
 #pragma unroll
     for (int i = 0; i < kPacket<T>; ++i) {
-      weights[i] = to_wide(packet.v[i]);
+      weights[i] = wide(packet, i);
     }
   } else {
-    const accumulator_t<T> weight = weight_of<T>(args, place, m);
+    const wide_t<T> weight = weight_of<T>(args, place, m);
 #pragma unroll
     for (int i = 0; i < kPacket<T>; ++i) {
       weights[i] = weight;
@@ -38,7 +37,7 @@ MMFAST_DEVICE void weights_of(const WeightedSumArgs& args, const RowPlace& place
 // sum and total of the weights over all present modalities; false if there is none.
 template <typename T, bool by_feature>
 MMFAST_DEVICE bool sum_weighted(const WeightedSumArgs& args, const RowPlace& place, int64_t col,
-                                int n, accumulator_t<T>* sum, accumulator_t<T>* total) {
+                                int n, wide_t<T>* sum, wide_t<T>* total) {
   bool any = false;
 #pragma unroll
   for (int i = 0; i < kPacket<T>; ++i) {
@@ -52,11 +51,11 @@ MMFAST_DEVICE bool sum_weighted(const WeightedSumArgs& args, const RowPlace& pla
     for (int k = 0; k < kTogether; ++k) {
       if (chunk.there[k]) {
         any = true;
-        accumulator_t<T> weights[kPacket<T>];
+        wide_t<T> weights[kPacket<T>];
         weights_of<T, by_feature>(args, place, m0 + k, col, n, weights);
 #pragma unroll
         for (int i = 0; i < kPacket<T>; ++i) {
-          sum[i] += weights[i] * to_wide(chunk.x[k].v[i]);
+          sum[i] += weights[i] * wide(chunk.x[k], i);
           total[i] += weights[i];
         }
       }
@@ -70,8 +69,8 @@ __global__ void __launch_bounds__(kThreads)
     weighted_sum_kernel(const __grid_constant__ WeightedSumArgs args) {
   for_each_packet<T>(
       args.rows, args.tiles, [&](int64_t row, int64_t col, int n, const RowPlace& place) {
-        accumulator_t<T> sum[kPacket<T>];
-        accumulator_t<T> total[kPacket<T>];
+        wide_t<T> sum[kPacket<T>];
+        wide_t<T> total[kPacket<T>];
         const bool any = sum_weighted<T, by_feature>(args, place, col, n, sum, total);
         if (any && args.normalize) {
 #pragma unroll
@@ -87,14 +86,14 @@ __global__ void __launch_bounds__(kThreads)
 // The sum of the present modalities' weights, per feature of a packet.
 template <typename T, bool by_feature>
 MMFAST_DEVICE void total_weights(const WeightedSumArgs& args, const RowPlace& place, int64_t col,
-                                 int n, accumulator_t<T>* total) {
+                                 int n, wide_t<T>* total) {
 #pragma unroll
   for (int i = 0; i < kPacket<T>; ++i) {
     total[i] = 0;
   }
   for (int m = 0; m < args.rows.count; ++m) {
     if (is_present(args.rows, place, m)) {
-      accumulator_t<T> weights[kPacket<T>];
+      wide_t<T> weights[kPacket<T>];
       weights_of<T, by_feature>(args, place, m, col, n, weights);
 #pragma unroll
       for (int i = 0; i < kPacket<T>; ++i) {
@@ -107,9 +106,8 @@ MMFAST_DEVICE void total_weights(const WeightedSumArgs& args, const RowPlace& pl
 // to = grad times the weights of modality m, scaled; zeros if it is absent.
 template <typename T, bool by_feature>
 MMFAST_DEVICE void store_input_grad(const WeightedSumArgs& args, const RowPlace& place, int m,
-                                    bool there, const Packet<T>& grad,
-                                    const accumulator_t<T>* scale, int64_t row, int64_t col,
-                                    int n) {
+                                    bool there, const Packet<T>& grad, const wide_t<T>* scale,
+                                    int64_t row, int64_t col, int n) {
   T* to = grad_at<T>(args.rows, m, row * args.rows.cols + col);
   if (to == nullptr) {
     return;
@@ -118,11 +116,11 @@ MMFAST_DEVICE void store_input_grad(const WeightedSumArgs& args, const RowPlace&
     store_zeros(to, n, args.rows.unit);
     return;
   }
-  accumulator_t<T> weights[kPacket<T>];
+  wide_t<T> weights[kPacket<T>];
   weights_of<T, by_feature>(args, place, m, col, n, weights);
 #pragma unroll
   for (int i = 0; i < kPacket<T>; ++i) {
-    weights[i] = weights[i] * scale[i] * to_wide(grad.v[i]);
+    weights[i] = weights[i] * scale[i] * wide(grad, i);
   }
   store_rounded(to, weights, n, args.rows.unit);
 }
@@ -132,7 +130,7 @@ __global__ void __launch_bounds__(kThreads)
     weighted_sum_inputs_kernel(const __grid_constant__ WeightedSumArgs args) {
   for_each_packet<T>(
       args.rows, args.tiles, [&](int64_t row, int64_t col, int n, const RowPlace& place) {
-        using A = accumulator_t<T>;
+        using A = wide_t<T>;
         const Packet<T> grad =
             load(row_of<T>(args.rows, args.grad_source, place) + col, n, args.rows.unit);
         A scale[kPacket<T>];
@@ -153,9 +151,9 @@ __global__ void __launch_bounds__(kThreads)
 // All gradients where each modality's weight is one number: a group of threads per row. Shared
 // memory per group: the products of a row, [count], and the sums of its rows, [count] in double.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     weighted_sum_rows_kernel(const __grid_constant__ WeightedSumArgs args) {
-  using A = accumulator_t<T>;
+  using A = wide_t<T>;
   MMFAST_SHARED_MEMORY(memory);
   const Rows& rows = args.rows;
   const int count = rows.count;
@@ -246,9 +244,9 @@ __global__ void __launch_bounds__(kThreads)
 // All gradients where every feature has weights of its own: a thread sums its packet's over the
 // rows that it takes, which are as far apart as its block has lines.
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     weighted_sum_features_kernel(const __grid_constant__ WeightedSumArgs args) {
-  using A = accumulator_t<T>;
+  using A = wide_t<T>;
   const Rows& rows = args.rows;
   const int lines = kThreads / args.tiles.lanes;
   const int line = static_cast<int>(threadIdx.x) / args.tiles.lanes;
@@ -292,7 +290,7 @@ __global__ void __launch_bounds__(kThreads)
           if (chunk.there[k]) {
 #pragma unroll
             for (int i = 0; i < kPacket<T>; ++i) {
-              sums[k][i] += to_wide(grad.v[i]) * (to_wide(chunk.x[k].v[i]) - result[i]) * scale[i];
+              sums[k][i] += wide(grad, i) * (wide(chunk.x[k], i) - result[i]) * scale[i];
             }
           }
         }

@@ -25,8 +25,8 @@ EPILOG = (
     "wrong arguments."
 )
 # Seconds that one measurement may take, and groups in which torch.compile takes part.
-LIMIT_S = {"default": 1.5, "quick": 0.3, "grid": 0.8}
-COMPILE = {"default": ("real", "tiny"), "quick": (), "grid": ("real", "tiny")}
+LIMIT_S = {"default": 1.5, "quick": 0.3, "grid": 0.8, "gpu": 0.3}
+COMPILE = {"default": ("real", "tiny"), "quick": (), "grid": ("real", "tiny"), "gpu": ()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     console = Console()
-    name = "quick" if options.quick else "grid" if options.grid else "default"
+    name = next((x for x in ("quick", "grid", "gpu") if getattr(options, x)), "default")
     cases = shapes.suite(
         name, threads=options.threads, only=options.only, operators=options.operator
     )
@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     suites = parser.add_mutually_exclusive_group()
     suites.add_argument("--quick", action="store_true", help="a part of it, in under a minute")
     suites.add_argument("--grid", action="store_true", help="concat_linear alone, with its grid")
+    suites.add_argument("--gpu", action="store_true", help="shapes that fill a large GPU")
     add("--only", type=_pattern, default="", metavar="REGEX", help="cases whose name it matches")
     add(
         "--operator",

@@ -151,8 +151,16 @@ def make_operator_data(
 
 def scaled_operator(case: OperatorCase, most_rows: int) -> OperatorCase:
     """The case with its batch cut to ``most_rows``, and so out of its series."""
-    rows = min(case.rows, most_rows)
+    return _with_rows(case, min(case.rows, most_rows))
 
+
+def grown_operator(case: OperatorCase, least_rows: int) -> OperatorCase:
+    """The case with a batch of at least ``least_rows``, out of its series, under another name."""
+    rows = max(case.rows, least_rows)
+    return replace(_with_rows(case, rows), name=f"{case.name}, batch {rows}")
+
+
+def _with_rows(case: OperatorCase, rows: int) -> OperatorCase:
     def cut(shape: tuple[int, ...]) -> tuple[int, ...]:
         return (rows, *shape[1:])
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import mmfast
-from mmfast.bench import memory, peers
+from mmfast.bench import cuda_timing, memory, peers
 from mmfast.bench.cases import Case
 from mmfast.bench.data import Data, make_data
 from mmfast.bench.operator_cases import OperatorCase, OperatorData, make_operator_data
@@ -177,14 +177,16 @@ def _measure_mode(
 ) -> dict[str, Result]:
     steps = {"copy": copy_step(data, mode)}
     steps |= {name: step(contender, data.grad, mode) for name, contender in contenders.items()}
-    times = interleave(
-        *steps.values(),
-        turns=settings.turns,
-        turn_s=settings.turn_s,
-        limit_s=settings.limit_s,
-        least_turns=settings.least_turns,
-        synchronize=torch.cuda.synchronize if settings.device.startswith("cuda") else None,
-    )
+    limits = {
+        "turns": settings.turns,
+        "turn_s": settings.turn_s,
+        "limit_s": settings.limit_s,
+        "least_turns": settings.least_turns,
+    }
+    if settings.device.startswith("cuda"):
+        times = cuda_timing.interleave(*steps.values(), **limits, device=settings.device)
+    else:
+        times = interleave(*steps.values(), **limits)
     results = {}
     for name, seconds in zip(steps, times, strict=True):
         results[name] = Result(seconds)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from mmfast.bench import operator_shapes
 from mmfast.bench.cases import Case, Input, scaled
-from mmfast.bench.operator_cases import OperatorCase, scaled_operator
+from mmfast.bench.operator_cases import OperatorCase, grown_operator, scaled_operator
 from mmfast.bench.operator_peers import PEERS
 
-SUITES = ("default", "quick", "grid")
+SUITES = ("default", "quick", "grid", "gpu")
 OPERATORS = ("concat_linear", *PEERS)
 
 
@@ -124,20 +124,35 @@ GRID_ROWS = (1, 32, 1024, 8192, 32768)
 GRID_WIDTHS = {"2x768": [768] * 2, "3x256": [256] * 3, "26x64": [64] * 26, "2048+512": [2048, 512]}
 GRID_OUT = (10, 64, 256, 768)
 
-GRID = tuple(
-    Case(
-        f"grid {widths} -> {out}, batch {rows}",
-        _equal(rows, *GRID_WIDTHS[widths]),
-        out,
-        group="grid",
-        series=f"{widths} -> {out}",
-        size=rows,
-        axis="batch",
+# What fills a large GPU.
+GPU_ROWS = (1024, 4096, 16384, 65536)
+GPU_WIDTHS = {"2x512": [512] * 2, "3x768": [768] * 3, "4x1024": [1024] * 4}
+GPU_OUT = (64, 256, 512, 1024, 4096)
+GPU_OPERATOR_ROWS = 65536
+ROW_OPERATORS = ("weighted_sum", "attention_pool", "gated_sum", "rank_product")
+
+
+def _grid(
+    batches: Sequence[int], widths: dict[str, list[int]], outs: Sequence[int]
+) -> tuple[Case, ...]:
+    return tuple(
+        Case(
+            f"grid {name} -> {out}, batch {rows}",
+            _equal(rows, *widths[name]),
+            out,
+            group="grid",
+            series=f"{name} -> {out}",
+            size=rows,
+            axis="batch",
+        )
+        for name in widths
+        for out in outs
+        for rows in batches
     )
-    for widths in GRID_WIDTHS
-    for out in GRID_OUT
-    for rows in GRID_ROWS
-)
+
+
+GRID = _grid(GRID_ROWS, GRID_WIDTHS, GRID_OUT)
+GPU_GRID = _grid(GPU_ROWS, GPU_WIDTHS, GPU_OUT)
 
 
 def _sweep(
@@ -185,7 +200,7 @@ def suite(
 
     ``default`` is the real and tiny shapes of all operators and the sweeps of concat_linear,
     ``quick`` some of them at smaller batch, ``grid`` the real and tiny shapes and the grid of
-    concat_linear.
+    concat_linear, ``gpu`` the real and tiny shapes of all operators and a grid of larger ones.
     """
     if name not in SUITES:
         raise ValueError(f"name is {name!r}; it must be one of {', '.join(SUITES)}")
@@ -196,7 +211,8 @@ def suite(
 
 
 def _concat_linear(name: str, threads: int) -> list[Case]:
-    cases = [*REAL, *TINY, *(GRID if name == "grid" else sweeps(threads))]
+    grids = {"grid": GRID, "gpu": GPU_GRID}
+    cases = [*REAL, *TINY, *(grids[name] if name in grids else sweeps(threads))]
     if name == "quick":
         return [scaled(case, QUICK_ROWS) for case in cases if re.match(QUICK, case.name)]
     return cases
@@ -204,6 +220,12 @@ def _concat_linear(name: str, threads: int) -> list[Case]:
 
 def _others(name: str) -> list[OperatorCase]:
     cases = [*operator_shapes.REAL, *operator_shapes.TINY]
+    if name == "gpu":
+        cases += [
+            grown_operator(case, GPU_OPERATOR_ROWS)
+            for case in operator_shapes.REAL
+            if case.operator in ROW_OPERATORS
+        ]
     if name == "quick":
         chosen = (case for case in cases if re.match(QUICK_OPERATORS, case.name))
         return [scaled_operator(case, QUICK_OPERATOR_ROWS) for case in chosen]

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from mmfast.ops.fused import Found, Fused, FusedFunction, Options, check_tensors, same_shape
+from mmfast.ops.library import DEVICES
 
 
 def autocast(device: str, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -44,7 +45,7 @@ def call(op: Fused, tensors: Sequence[Tensor], present: Tensor | None, options: 
         tensors = autocast(device, tensors)  # type: ignore[assignment]
     try:
         # Transforms come first, also while tracing: they would not see into the operator.
-        if not (on_cpu or device == "meta") or transformed():
+        if device not in DEVICES or transformed():
             op.check(tensors, present, options)
             return op.formula(tensors, present, options)
         if torch.compiler.is_compiling():

@@ -23,4 +23,7 @@ except ImportError as error:
         "with `make build`; otherwise reinstall mmfast with a torch that runs on this machine"
     ) from error
 
-__all__ = ["OLDEST_TORCH", "host"]
+# Where the operators have kernels; elsewhere functions use their formulas.
+DEVICES = ("cpu", "meta", "cuda") if host.build_info()["cuda"] else ("cpu", "meta")
+
+__all__ = ["DEVICES", "OLDEST_TORCH", "host"]

@@ -6,7 +6,6 @@ instructions there.
 
 import cuda_on_host
 import pytest
-import torch
 
 from mmfast.ops import (
     attention_pool,
@@ -17,7 +16,9 @@ from mmfast.ops import (
 )
 from mmfast.ops.library import host
 
-pytest.register_assert_rewrite("ops.test_fused", "ops.test_fused_guards", "ops.test_merge_attention")
+pytest.register_assert_rewrite(
+    "ops.test_fused", "ops.test_fused_guards", "ops.test_merge_attention"
+)
 
 from ops import test_fused_guards as guards  # noqa: E402
 from ops.test_fused import (  # noqa: E402, F401
@@ -33,6 +34,12 @@ from ops.test_fused import (  # noqa: E402, F401
     test_stride_0_gradient,
     test_strides,
     test_temperature,
+)
+from ops.test_fused_guards import (  # noqa: E402, F401
+    test_any_number_of_heads_of_no_features_ends,
+    test_backward_operators_guard_themselves,
+    test_operators_guard_themselves,
+    test_particular_gradients_are_guarded,
 )
 from ops.test_merge_attention import test_merge, test_merge_special_values  # noqa: E402, F401
 
