@@ -18,25 +18,7 @@ HERE = Path(__file__).parent / "cuda" / "on_host"
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "on_host"
 OPERATORS = ("weighted_sum", "attention_pool", "gated_sum", "rank_product", "merge_attention")
-KERNELS = (
-    *OPERATORS,
-    "attention_pool_backward",
-    "kernel_tables",
-    "concat_linear_rows",
-    "gemm_finish",
-    "gemm_sm80_backward",
-    "gemm_sm80_forward",
-    "gemm_sm90_backward",
-    "gemm_sm90_forward",
-)
-ENTRIES = (
-    *OPERATORS,
-    "row_call",
-    "concat_linear",
-    "concat_linear_backward",
-    "concat_linear_call",
-    "gemm_product",
-)
+CUDA = ROOT / "csrc" / "cuda"
 OLDEST_TORCH = "0x020a000000000000"
 
 
@@ -56,11 +38,12 @@ def load() -> Any:
     """Compile what changed, and load it."""
     BUILD.mkdir(parents=True, exist_ok=True)
     sources = [HERE / "runtime_on_host.cpp", HERE / "index_functions.cpp"]
-    for name in KERNELS:
-        sources.append(_wrapper(f"{name}_host", ["on_host.h", f"csrc/cuda/{name}.cu"]))
-    for name in ENTRIES:
-        headers = ["cuda_runtime_api.h", "register_on_host.h", f"csrc/cuda/{name}.cpp"]
-        sources.append(_wrapper(f"{name}_entry", headers))
+    for kernels in sorted(CUDA.glob("*.cu")):
+        sources.append(_wrapper(f"{kernels.stem}_host", ["on_host.h", f"csrc/cuda/{kernels.name}"]))
+    for entry in sorted(CUDA.glob("*.cpp")):
+        headers = ["cuda_runtime_api.h", "register_on_host.h", f"csrc/cuda/{entry.name}"]
+        if entry.name != "runtime.cpp":
+            sources.append(_wrapper(f"{entry.stem}_entry", headers))
     definitions = torch.library.Library("mmfast_on_host", "DEF")
     load.definitions = definitions  # type: ignore[attr-defined]  # they last as long as it
     for schema in schemas().values():

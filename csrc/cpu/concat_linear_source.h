@@ -57,9 +57,8 @@ inline void set_distinct_rows(Source& source, const Tensor& input, const Dims& b
                                           {sizes.data(), static_cast<size_t>(sizes.size())},
                                           strides, dtype_of(input)));
   }
-  source.matrix =
-      Matrix{const_cast<void*>(source.tensor.const_data_ptr()), found.rows,
-             input.size(input.dim() - 1), found.row_stride};
+  source.matrix = Matrix{const_cast<void*>(source.tensor.const_data_ptr()), found.rows,
+                         input.size(input.dim() - 1), found.row_stride};
 }
 
 inline void set_indexed_rows(Source& source, const Tensor& input, const Tensor& index,

@@ -39,8 +39,8 @@ MMFAST_HOST_DEVICE T activate(Activation activation, T x) {
   }
 }
 
-// The derivative but for relu; `saved` is the result for tanh and sigmoid, else the value before the
-// activation.
+// The derivative but for relu; `saved` is the result for tanh and sigmoid, else the value before
+// the activation.
 template <typename T>
 MMFAST_HOST_DEVICE T activation_slope(Activation activation, T saved) {
   switch (activation) {

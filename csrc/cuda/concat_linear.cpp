@@ -2,8 +2,8 @@
 //
 // 16-bit inputs take mmfast's own product: one K loop runs over the features of all inputs with the
 // sums in registers, and bias, activation and the products of inputs whose rows repeat are added
-// before the result is first written. 32- and 64-bit inputs take the library's product, one per input
-// and accumulated in the result. See concat_linear_plan.h for which way a call takes.
+// before the result is first written. 32- and 64-bit inputs take the library's product, one per
+// input and accumulated in the result. See concat_linear_plan.h for which way a call takes.
 #include "gemm_product.h"
 
 namespace mmfast::cuda {
@@ -120,7 +120,8 @@ void run_in_parts(const Call& call, bool tma, int64_t rows, const std::vector<Pr
     Epilogue epilogue = last;
     if (end < count) {
       const Tensor next = call.empty({rows, weight.rows}, aoti_torch_dtype_float32());
-      epilogue.panels[0] = {next.mutable_data_ptr(), weight.rows, static_cast<int32_t>(weight.rows)};
+      epilogue.panels[0] = {next.mutable_data_ptr(), weight.rows,
+                            static_cast<int32_t>(weight.rows)};
       epilogue.wide_out = true;
       epilogue.bias = nullptr;
       epilogue.preactivation = nullptr;
@@ -265,8 +266,7 @@ void forward_library(const Call& call, const GpuPlan& plan, const Output& out) {
              accumulate);
     accumulate = true;
   }
-  if (!has_product || !addends.empty() || out.preactivation ||
-      out.activation != Activation::none) {
+  if (!has_product || !addends.empty() || out.preactivation || out.activation != Activation::none) {
     finish(call, addends, out, has_product, bias_in_product ? nullptr : out.bias);
   }
 }

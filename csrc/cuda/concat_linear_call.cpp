@@ -34,10 +34,9 @@ void set_distinct_rows(Source& source, const Tensor& input, const Dims& batch) {
   source.strides = found.strides;
   source.grad_strides = found.grad_strides;
   source.grad_rows = found.grad_rows;
-  source.tensor = found.dense
-                      ? input
-                      : dense(borrow(input, input.const_data_ptr(), found.sizes, all_strides,
-                                          dtype_code(input)));
+  source.tensor = found.dense ? input
+                              : dense(borrow(input, input.const_data_ptr(), found.sizes,
+                                             all_strides, dtype_code(input)));
   source.matrix = Matrix{const_cast<void*>(source.tensor.const_data_ptr()), found.rows,
                          input.size(input.dim() - 1), found.row_stride};
 }
@@ -176,15 +175,17 @@ Picked widened(const Call& call, const Matrix& m) {
   }
   const Tensor tensor = call.empty({m.rows, m.cols}, call.accumulator_dtype());
   const Matrix wide{tensor.mutable_data_ptr(), m.rows, m.cols, m.cols};
-  const ConvertArgs args{wide.data,    wide.row_stride,           m.data, m.row_stride,
-                         m.rows,       static_cast<int32_t>(m.cols), true};
+  const ConvertArgs args{
+      wide.data, wide.row_stride, m.data, m.row_stride, m.rows, static_cast<int32_t>(m.cols), true};
   check(launch_convert(call.element, args, call.stream), "concat_linear, float32 copy");
   return {tensor, wide};
 }
 
 void narrow_into(const Call& call, const Matrix& out, const Matrix& from) {
-  const ConvertArgs args{out.data, out.row_stride,                 from.data, from.row_stride,
-                         out.rows, static_cast<int32_t>(out.cols), false};
+  const ConvertArgs args{out.data,  out.row_stride,
+                         from.data, from.row_stride,
+                         out.rows,  static_cast<int32_t>(out.cols),
+                         false};
   check(launch_convert(call.element, args, call.stream), "concat_linear, rounding");
 }
 

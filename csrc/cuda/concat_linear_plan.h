@@ -1,5 +1,5 @@
-// Which way concat_linear takes on a GPU, and why: decided by shapes, alignment, element type and GPU
-// alone, so that the same call always takes the same way.
+// Which way concat_linear takes on a GPU, and why: decided by shapes, alignment, element type and
+// GPU alone, so that the same call always takes the same way.
 #pragma once
 
 #include <algorithm>
@@ -54,7 +54,8 @@ inline std::vector<int64_t> members_of(const std::vector<PlanInput>& inputs, int
   return members;
 }
 
-inline GpuPlan plan_float(const std::vector<int64_t>& members, const std::vector<PlanInput>& inputs) {
+inline GpuPlan plan_float(const std::vector<int64_t>& members,
+                          const std::vector<PlanInput>& inputs) {
   GpuPlan result;
   result.plan.method = Method::library;
   for (int64_t i : members) {
@@ -100,11 +101,9 @@ inline GpuPlan plan_concat_linear(const std::vector<PlanInput>& inputs, int64_t 
   const double with_tma =
       gpu.hopper ? choose_tiling(gpu, true, rows, {cols}, steps).cycles + copies : 2 * plain;
   const bool one = members.size() == 1 && inputs[members[0]].direct;
-  const double library = library_cycles(gpu, rows, cols, together) +
-                         (one ? 0 : gather_cycles(gpu, rows, together)) +
-                         (finishing || inputs.size() > members.size()
-                              ? gather_cycles(gpu, rows, cols)
-                              : 0);
+  const double library =
+      library_cycles(gpu, rows, cols, together) + (one ? 0 : gather_cycles(gpu, rows, together)) +
+      (finishing || inputs.size() > members.size() ? gather_cycles(gpu, rows, cols) : 0);
   const double own = std::min(plain, with_tma);
   if ((one && inputs.size() == 1 && !finishing) || library < own) {
     result.plan.method = Method::library;
@@ -118,8 +117,7 @@ inline GpuPlan plan_concat_linear(const std::vector<PlanInput>& inputs, int64_t 
     return result;
   }
   result.tma = with_tma <= plain;
-  result.plan.why = result.tma
-                        ? "one K loop over the features of all inputs: TMA and wgmma"
+  result.plan.why = result.tma ? "one K loop over the features of all inputs: TMA and wgmma"
                     : gpu.hopper
                         ? "one K loop over the features of all inputs: mma.sync, since rows are "
                           "picked or not aligned to 16 bytes, and a copy would cost more"
@@ -127,8 +125,8 @@ inline GpuPlan plan_concat_linear(const std::vector<PlanInput>& inputs, int64_t 
   return result;
 }
 
-// Whether the gradients of several inputs, or of their columns of the weight, are one product of own
-// kernels rather than a library product each. `rows` and `panels` shape the results.
+// Whether the gradients of several inputs, or of their columns of the weight, are one product of
+// own kernels rather than a library product each. `rows` and `panels` shape the results.
 inline bool gradients_by_kernel(const Gpu& gpu, bool tma, int64_t rows,
                                 const std::vector<int64_t>& panels, int64_t k) {
   double library = 0;

@@ -52,9 +52,9 @@ cudaError_t launch_pick_rows(int64_t element_bytes, const PickArgs& args, cudaSt
 
 // What remains after the library's products: out = act(out + addends + bias).
 struct FinishArgs {
-  void* out;             // [rows][cols]
-  void* preactivation;   // or null
-  const void* bias;      // or null
+  void* out;                        // [rows][cols]
+  void* preactivation;              // or null
+  const void* bias;                 // or null
   const void* addend[kMaxAddends];  // [distinct rows][cols], of the accumulator's type
   const int64_t* addend_index[kMaxAddends];
   RowOffsets addend_rows[kMaxAddends];

@@ -8,8 +8,8 @@
 
 namespace mmfast::cuda {
 
-// The same through TMA. A map of the weight covers the columns up to a group's last one, so that what
-// stands behind them reads as zeros.
+// The same through TMA. A map of the weight covers the columns up to a group's last one, so that
+// what stands behind them reads as zeros.
 struct TensorMapArgs {
   CUtensorMap a[kMaxGroups];
   CUtensorMap b[kMaxGroups];

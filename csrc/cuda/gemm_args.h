@@ -45,10 +45,10 @@ struct Panel {
 };
 
 struct Epilogue {
-  Panel panels[kMaxGroups];  // one, forward
-  const void* bias;          // or null
-  void* preactivation;       // or null; shaped like the first panel
-  float* partial;            // or null; [split][row][partial_cols], where K is split
+  Panel panels[kMaxGroups];           // one, forward
+  const void* bias;                   // or null
+  void* preactivation;                // or null; shaped like the first panel
+  float* partial;                     // or null; [split][row][partial_cols], where K is split
   int32_t partial_first[kMaxGroups];  // a panel's first column in it
   int32_t partial_cols;
   int32_t partial_panels;
@@ -62,7 +62,7 @@ struct Epilogue {
 
 struct GemmArgs {
   Schedule schedule;
-  int32_t rows;               // M
+  int32_t rows;  // M
   int32_t groups;
   int32_t first[kMaxGroups + 1];  // steps of K (forward) or column tiles (backward) before a group
   int32_t origin[kMaxGroups];     // the weight's first column of a group
@@ -70,9 +70,8 @@ struct GemmArgs {
 };
 
 // Operands in memory; where there is one for all groups it stands at 0.
-//   forward          a: inputs, a row per row of the result; b: the weight, from a group's origin on
-//   input_gradient   a: dy; b: the weight likewise
-//   weight_gradient  a: dy; b: inputs
+//   forward          a: inputs, a row per row of the result; b: the weight, from a group's origin
+//   on input_gradient   a: dy; b: the weight likewise weight_gradient  a: dy; b: inputs
 struct OperandArgs {
   GemmArgs gemm;
   Operand a[kMaxGroups];

@@ -60,8 +60,7 @@ MMFAST_DEVICE int32_t addend_row(const Epilogue& e, int j, int32_t row) {
 }
 
 // Adds four neighbours of a row of addend j.
-MMFAST_DEVICE void add_four(const Epilogue& e, int j, int32_t from, int32_t col,
-                                         float (&x)[4]) {
+MMFAST_DEVICE void add_four(const Epilogue& e, int j, int32_t from, int32_t col, float (&x)[4]) {
   const int32_t cols = e.panels[0].cols;
   if (col < cols) {
     float y[4];
@@ -75,8 +74,8 @@ MMFAST_DEVICE void add_four(const Epilogue& e, int j, int32_t from, int32_t col,
 
 // Bias, the value before the activation, activation: forward alone.
 template <typename T>
-MMFAST_DEVICE void activate_four(const Epilogue& e, int64_t offset, int32_t col,
-                                              int left, float (&x)[4]) {
+MMFAST_DEVICE void activate_four(const Epilogue& e, int64_t offset, int32_t col, int left,
+                                 float (&x)[4]) {
   if (e.bias) {
     float y[4];
     load_four(static_cast<const T*>(e.bias) + col, e.vectors, left, y);
@@ -103,8 +102,8 @@ MMFAST_DEVICE void activate_four(const Epilogue& e, int64_t offset, int32_t col,
 
 // Writes four neighbours of a row of a panel. `col` is a multiple of 4.
 template <typename T, GemmKind kind>
-MMFAST_DEVICE void finish_four(const Epilogue& e, int panel_index, int32_t row,
-                                            int32_t col, float (&x)[4]) {
+MMFAST_DEVICE void finish_four(const Epilogue& e, int panel_index, int32_t row, int32_t col,
+                               float (&x)[4]) {
   const Panel& panel = e.panels[panel_index];
   const int left = panel.cols - col;
   if (left <= 0) {
@@ -134,7 +133,8 @@ MMFAST_DEVICE void stage_fragment(float* staging, int lane, const float* registe
   }
 }
 
-// Which row of each addend the rows of a fragment add: lane l knows row l % 16. Backward adds nothing.
+// Which row of each addend the rows of a fragment add: lane l knows row l % 16. Backward adds
+// nothing.
 template <GemmKind kind>
 struct AddendRows {
   MMFAST_DEVICE AddendRows(const GemmArgs&, int, int32_t) {}
@@ -157,8 +157,7 @@ struct AddendRows<GemmKind::forward> {
   }
 
   // By all lanes of a warp.
-  MMFAST_DEVICE void add(const GemmArgs& args, int row, int32_t col,
-                                      float (&x)[4]) const {
+  MMFAST_DEVICE void add(const GemmArgs& args, int row, int32_t col, float (&x)[4]) const {
 #pragma unroll
     for (int j = 0; j < kMaxAddends; ++j) {
       if (j < args.epilogue.addends) {
@@ -170,9 +169,9 @@ struct AddendRows<GemmKind::forward> {
 
 // A warp's 16 by 32 sums, in `staging`, to the result or to the partial sums.
 template <typename T, GemmKind kind>
-MMFAST_DEVICE void write_fragment(const GemmArgs& args, const float* staging, int lane,
-                                               int panel, int32_t split, int32_t row, int32_t col,
-                                               const AddendRows<kind>& addends) {
+MMFAST_DEVICE void write_fragment(const GemmArgs& args, const float* staging, int lane, int panel,
+                                  int32_t split, int32_t row, int32_t col,
+                                  const AddendRows<kind>& addends) {
   const Epilogue& e = args.epilogue;
 #pragma unroll 1
   for (int step = 0; step < kStagedSteps; ++step) {

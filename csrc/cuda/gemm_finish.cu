@@ -8,7 +8,8 @@ namespace {
 constexpr int kFinishThreads = 256;
 
 template <typename T>
-__global__ void __launch_bounds__(kFinishThreads) gemm_finish(const __grid_constant__ GemmArgs args) {
+__global__ void __launch_bounds__(kFinishThreads)
+    gemm_finish(const __grid_constant__ GemmArgs args) {
   const Epilogue& e = args.epilogue;
   const int32_t fours = e.partial_cols / 4;
   const int64_t count = static_cast<int64_t>(args.rows) * fours;

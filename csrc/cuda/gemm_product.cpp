@@ -8,23 +8,23 @@ namespace {
 
 using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
 
-// Boxes of `lines` rows of 64 elements from a matrix with `cols` elements per row. What a box covers
-// beyond the matrix is zero.
+// Boxes of `lines` rows of 64 elements from a matrix with `cols` elements per row. What a box
+// covers beyond the matrix is zero.
 CUtensorMap tensor_map(const Call& call, const void* data, int64_t rows, int64_t cols,
                        int64_t stride, int lines) {
   static const auto encode = driver_symbol<EncodeTiled>("cuTensorMapEncodeTiled");
   CUtensorMap map;
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(cols), static_cast<cuuint64_t>(rows)};
   // The stride of a single row is not read but must be a multiple of 16 bytes.
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(rows > 1 ? stride * 2 : (cols + 7) / 8 * 16)};
+  const cuuint64_t strides[] = {
+      static_cast<cuuint64_t>(rows > 1 ? stride * 2 : (cols + 7) / 8 * 16)};
   const cuuint32_t box[] = {kLineElements, static_cast<cuuint32_t>(lines)};
   const cuuint32_t steps[] = {1, 1};
-  const CUresult result =
-      encode(&map,
-             call.bfloat16() ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2,
-             const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result = encode(
+      &map, call.bfloat16() ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2,
+      const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   STD_TORCH_CHECK(result == CUDA_SUCCESS, "concat_linear: the driver refused a tensor map (error ",
                   static_cast<int>(result), ") for a matrix of ", rows, " by ", cols,
                   " elements with row stride ", stride);
@@ -44,16 +44,14 @@ void with_splits(const Call& call, GemmArgs& args, int panels, const Launch& lau
   }
   check(launch(), "concat_linear, product");
   if (partial) {
-    check(launch_gemm_finish(call.bfloat16(), args, call.stream),
-          "concat_linear, partial sums");
+    check(launch_gemm_finish(call.bfloat16(), args, call.stream), "concat_linear, partial sums");
   }
 }
 
 template <GemmKind kind>
 void launch_tma(const Call& call, TensorMapArgs& args, const Tiling& tiling, int panels) {
   with_splits(call, args.gemm, panels, [&] {
-    const auto launch =
-        call.bfloat16() ? launch_sm90<BFloat16, kind> : launch_sm90<Float16, kind>;
+    const auto launch = call.bfloat16() ? launch_sm90<BFloat16, kind> : launch_sm90<Float16, kind>;
     return launch(tiling.tile_cols, args, call.gpu.multiprocessors, call.stream);
   });
 }
@@ -61,8 +59,7 @@ void launch_tma(const Call& call, TensorMapArgs& args, const Tiling& tiling, int
 template <GemmKind kind>
 void launch_plain(const Call& call, OperandArgs& args, const Tiling& tiling, int panels) {
   with_splits(call, args.gemm, panels, [&] {
-    const auto launch =
-        call.bfloat16() ? launch_sm80<BFloat16, kind> : launch_sm80<Float16, kind>;
+    const auto launch = call.bfloat16() ? launch_sm80<BFloat16, kind> : launch_sm80<Float16, kind>;
     return launch(tiling.tile_cols, args, call.stream);
   });
 }

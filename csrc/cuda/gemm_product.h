@@ -15,8 +15,8 @@ struct ProductInput {
   int64_t rows = 0;  // as picked
 };
 
-// out = act(sum of inputs times their columns of `weight` + what the epilogue holds). The epilogue's
-// panel 0 is the result, rows x cols of the weight.
+// out = act(sum of inputs times their columns of `weight` + what the epilogue holds). The
+// epilogue's panel 0 is the result, rows x cols of the weight.
 void run_forward(const Call& call, bool tma, int64_t rows, const std::vector<ProductInput>& inputs,
                  const std::vector<WeightColumns>& columns, const Matrix& weight,
                  const Epilogue& epilogue);

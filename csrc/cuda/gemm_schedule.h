@@ -1,9 +1,9 @@
-// Who computes what: tiles of the result, steps along K, splits of K. Plain functions, so that tests
-// can run them on a machine without a GPU.
+// Who computes what: tiles of the result, steps along K, splits of K. Plain functions, so that
+// tests can run them on a machine without a GPU.
 //
-// A product is grouped: forward, over K, whose groups are the inputs; backward, over N, whose groups
-// are the inputs' gradients or their columns of the weight's gradient. A group never shares a step
-// of K, or a tile of N, with another.
+// A product is grouped: forward, over K, whose groups are the inputs; backward, over N, whose
+// groups are the inputs' gradients or their columns of the weight's gradient. A group never shares
+// a step of K, or a tile of N, with another.
 #pragma once
 
 #include <cstdint>
@@ -36,8 +36,8 @@ struct GemmTile {
 };
 
 // Tiles that run at the same time share their operands in L2. Splits come last, so that all tiles
-// of a split read the same features. Within one, a strip of `strip_rows` row tiles meets all columns
-// before the next begins, column after column.
+// of a split read the same features. Within one, a strip of `strip_rows` row tiles meets all
+// columns before the next begins, column after column.
 MMFAST_HOST_DEVICE GemmTile gemm_tile_at(const Schedule& schedule, int32_t t) {
   const int32_t plane = schedule.row_tiles * schedule.col_tiles;
   const int32_t split = t / plane;
@@ -85,8 +85,8 @@ struct StepWalker {
 };
 
 // A ring of buffers, and the parity of the round: what mbarrier.try_wait.parity asks for. A barrier
-// starts in phase 0; waiting for parity p returns once the phase of that parity is complete, at once
-// for the one before the first. So consumers wait for `parity`, producers for its opposite.
+// starts in phase 0; waiting for parity p returns once the phase of that parity is complete, at
+// once for the one before the first. So consumers wait for `parity`, producers for its opposite.
 struct RingPosition {
   int slot = 0;
   uint32_t parity = 0;

@@ -25,7 +25,11 @@ inline int32_t unit_of(const void* data, int64_t stride) {
 
 inline Operand make_operand(const void* data, int64_t rows, int64_t cols, int64_t stride,
                             const int64_t* index = nullptr) {
-  return Operand{data,   index, stride, static_cast<int32_t>(rows), static_cast<int32_t>(cols),
+  return Operand{data,
+                 index,
+                 stride,
+                 static_cast<int32_t>(rows),
+                 static_cast<int32_t>(cols),
                  unit_of(data, stride)};
 }
 
@@ -44,8 +48,8 @@ inline void set_schedule(GemmArgs& args, int64_t rows, int32_t col_tiles, int32_
 }
 
 // Forward: groups share the K of one result of `cols` columns.
-inline void set_forward(GemmArgs& args, int64_t rows, int64_t cols, const std::vector<WeightColumns>& groups,
-                        const Tiling& tiling) {
+inline void set_forward(GemmArgs& args, int64_t rows, int64_t cols,
+                        const std::vector<WeightColumns>& groups, const Tiling& tiling) {
   args.groups = static_cast<int32_t>(groups.size());
   int32_t steps = 0;
   for (size_t g = 0; g < groups.size(); ++g) {
@@ -58,8 +62,8 @@ inline void set_forward(GemmArgs& args, int64_t rows, int64_t cols, const std::v
 }
 
 // Backward: groups are panels of the result; they share a K of `k` features.
-inline void set_backward(GemmArgs& args, int64_t rows, int64_t k, const std::vector<WeightColumns>& groups,
-                         const Tiling& tiling) {
+inline void set_backward(GemmArgs& args, int64_t rows, int64_t k,
+                         const std::vector<WeightColumns>& groups, const Tiling& tiling) {
   args.groups = static_cast<int32_t>(groups.size());
   int32_t tiles = 0;
   for (size_t g = 0; g < groups.size(); ++g) {

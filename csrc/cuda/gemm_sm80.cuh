@@ -1,8 +1,9 @@
-// The product on any GPU from compute capability 8.0 on: cp.async brings tiles, mma.sync multiplies.
+// The product on any GPU from compute capability 8.0 on: cp.async brings tiles, mma.sync
+// multiplies.
 //
-// A block of eight warps per tile of the result. Rows may be picked by an index, and may start at any
-// address: what cannot be copied 16 bytes at a time is copied 8, 4 or 2 at a time. What lies outside
-// a matrix is written as zeros, so that it adds nothing whatever stands there.
+// A block of eight warps per tile of the result. Rows may be picked by an index, and may start at
+// any address: what cannot be copied 16 bytes at a time is copied 8, 4 or 2 at a time. What lies
+// outside a matrix is written as zeros, so that it adds nothing whatever stands there.
 #pragma once
 
 #include "gemm_epilogue.cuh"
@@ -13,7 +14,7 @@ namespace mmfast::cuda {
 
 // Eight elements from column `col` on; `row` is the operand's own, or negative for zeros.
 MMFAST_DEVICE void load_unit(const Operand& x, int64_t row, int32_t col, uint32_t to,
-                                          bool whole_units) {
+                             bool whole_units) {
   const int32_t left = x.cols - col;
   const int count = row < 0 || left <= 0 ? 0 : left < 8 ? left : 8;
   const char* from = static_cast<const char*>(x.data);
@@ -47,8 +48,8 @@ MMFAST_DEVICE int64_t picked_row(const Operand& x, int32_t row) {
 }
 
 template <Major major, int rows>
-MMFAST_DEVICE void load_nth(const Operand& x, int32_t row, int32_t k, uint32_t to,
-                                          int i, bool whole_units) {
+MMFAST_DEVICE void load_nth(const Operand& x, int32_t row, int32_t k, uint32_t to, int i,
+                            bool whole_units) {
   const auto [line, unit] = loaded_unit<major, rows>(threadIdx.x, i);
   if constexpr (major == Major::k) {
     load_unit(x, picked_row(x, row + line), k + unit * 8,
@@ -90,10 +91,10 @@ MMFAST_DEVICE void multiply_step(
     uint32_t b[2][4];  // 16 columns each
 #pragma unroll
     for (int j = 0; j < 2; ++j) {
-      load_matrices<major_b>(slot + Config::kBytesA +
-                                 element_offset(major_b, warp_col + j * 16 + corner_b.row,
-                                                k + corner_b.k),
-                             b[j]);
+      load_matrices<major_b>(
+          slot + Config::kBytesA +
+              element_offset(major_b, warp_col + j * 16 + corner_b.row, k + corner_b.k),
+          b[j]);
     }
 #pragma unroll
     for (int i = 0; i < Config::kFragments; ++i) {
@@ -109,7 +110,8 @@ MMFAST_DEVICE void multiply_step(
 }
 
 template <typename T, GemmKind kind, int tile_cols>
-__global__ void __launch_bounds__(kSm80Threads, 2) gemm_sm80(const __grid_constant__ OperandArgs args) {
+__global__ void __launch_bounds__(kSm80Threads, 2)
+    gemm_sm80(const __grid_constant__ OperandArgs args) {
   using Config = Sm80Tile<tile_cols>;
   MMFAST_GEMM_SHARED(shared);
   const uint32_t slots = shared_address(shared);

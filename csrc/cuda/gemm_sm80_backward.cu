@@ -4,12 +4,12 @@
 namespace mmfast::cuda {
 
 template cudaError_t launch_sm80<BFloat16, GemmKind::input_gradient>(int, const OperandArgs&,
-                                                                          cudaStream_t);
+                                                                     cudaStream_t);
 template cudaError_t launch_sm80<Float16, GemmKind::input_gradient>(int, const OperandArgs&,
-                                                                   cudaStream_t);
-template cudaError_t launch_sm80<BFloat16, GemmKind::weight_gradient>(int, const OperandArgs&,
-                                                                           cudaStream_t);
-template cudaError_t launch_sm80<Float16, GemmKind::weight_gradient>(int, const OperandArgs&,
                                                                     cudaStream_t);
+template cudaError_t launch_sm80<BFloat16, GemmKind::weight_gradient>(int, const OperandArgs&,
+                                                                      cudaStream_t);
+template cudaError_t launch_sm80<Float16, GemmKind::weight_gradient>(int, const OperandArgs&,
+                                                                     cudaStream_t);
 
 }  // namespace mmfast::cuda

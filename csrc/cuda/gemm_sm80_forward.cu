@@ -4,7 +4,7 @@
 namespace mmfast::cuda {
 
 template cudaError_t launch_sm80<BFloat16, GemmKind::forward>(int, const OperandArgs&,
-                                                                   cudaStream_t);
+                                                              cudaStream_t);
 template cudaError_t launch_sm80<Float16, GemmKind::forward>(int, const OperandArgs&, cudaStream_t);
 
 }  // namespace mmfast::cuda

@@ -1,12 +1,12 @@
 // The product on Hopper: TMA brings tiles into shared memory, wgmma multiplies them.
 //
-// A persistent block of two consumer warpgroups and a producer warp. One thread of the producer asks
-// TMA for the next step's tiles as soon as a slot of the ring is free, over the bounds of inputs and
-// of result tiles. The consumers each multiply 64 rows of the tile and write them. Every slot has two
-// barriers: `full` completes when all bytes have arrived, `empty` when every consumer warp has read
-// them. Tiles up to 128 columns leave room for two blocks per multiprocessor: one multiplies while the
-// other writes. Nine warps leave each thread 96 registers then, and 168 with one block: enough for
-// the sums, so that registers need not be moved from producer to consumers.
+// A persistent block of two consumer warpgroups and a producer warp. One thread of the producer
+// asks TMA for the next step's tiles as soon as a slot of the ring is free, over the bounds of
+// inputs and of result tiles. The consumers each multiply 64 rows of the tile and write them. Every
+// slot has two barriers: `full` completes when all bytes have arrived, `empty` when every consumer
+// warp has read them. Tiles up to 128 columns leave room for two blocks per multiprocessor: one
+// multiplies while the other writes. Nine warps leave each thread 96 registers then, and 168 with
+// one block: enough for the sums, so that registers need not be moved from producer to consumers.
 #pragma once
 
 #include "gemm_epilogue.cuh"
@@ -17,8 +17,8 @@ namespace mmfast::cuda {
 
 // Loads `rows` rows of M or N, from `row` on, of one step of K.
 template <Major major, int rows>
-MMFAST_DEVICE void load_tile(uint32_t to, const CUtensorMap* map, uint32_t barrier,
-                                          int32_t row, int32_t k) {
+MMFAST_DEVICE void load_tile(uint32_t to, const CUtensorMap* map, uint32_t barrier, int32_t row,
+                             int32_t k) {
   if constexpr (major == Major::k) {
     tma_load(to, map, barrier, k, row);
   } else {
@@ -31,7 +31,7 @@ MMFAST_DEVICE void load_tile(uint32_t to, const CUtensorMap* map, uint32_t barri
 
 template <GemmKind kind, int tile_cols>
 MMFAST_DEVICE void produce(const TensorMapArgs& args, uint32_t slots, uint32_t full,
-                                        uint32_t empty) {
+                           uint32_t empty) {
   using Config = Sm90Tile<tile_cols>;
   const Schedule& schedule = args.gemm.schedule;
   RingPosition ring;
@@ -56,8 +56,8 @@ MMFAST_DEVICE void produce(const TensorMapArgs& args, uint32_t slots, uint32_t f
 }
 
 template <typename T, GemmKind kind, int tile_cols>
-MMFAST_DEVICE void consume(const GemmArgs& args, uint32_t slots, float* staging,
-                                        uint32_t full, uint32_t empty, int consumer) {
+MMFAST_DEVICE void consume(const GemmArgs& args, uint32_t slots, float* staging, uint32_t full,
+                           uint32_t empty, int consumer) {
   using Config = Sm90Tile<tile_cols>;
   constexpr Major major_a = Majors<kind>::a;
   constexpr Major major_b = Majors<kind>::b;
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kSm90Threads, Sm90Tile<tile_cols>::kBlocksPerM
   const uint32_t empty = full + Config::kSlots * 8;
   if (threadIdx.x == 0) {
     for (int i = 0; i < Config::kSlots; ++i) {
-      barrier_init(full + i * 8, 1);  // the producer's, and the bytes it announces
+      barrier_init(full + i * 8, 1);   // the producer's, and the bytes it announces
       barrier_init(empty + i * 8, 8);  // one per consumer warp
     }
     barriers_made();

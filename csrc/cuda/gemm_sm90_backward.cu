@@ -3,14 +3,13 @@
 
 namespace mmfast::cuda {
 
-template cudaError_t launch_sm90<BFloat16, GemmKind::input_gradient>(int, const TensorMapArgs&,
-                                                                          int, cudaStream_t);
+template cudaError_t launch_sm90<BFloat16, GemmKind::input_gradient>(int, const TensorMapArgs&, int,
+                                                                     cudaStream_t);
 template cudaError_t launch_sm90<Float16, GemmKind::input_gradient>(int, const TensorMapArgs&, int,
-                                                                   cudaStream_t);
-template cudaError_t launch_sm90<BFloat16, GemmKind::weight_gradient>(int,
-                                                                           const TensorMapArgs&,
-                                                                           int, cudaStream_t);
-template cudaError_t launch_sm90<Float16, GemmKind::weight_gradient>(int, const TensorMapArgs&, int,
                                                                     cudaStream_t);
+template cudaError_t launch_sm90<BFloat16, GemmKind::weight_gradient>(int, const TensorMapArgs&,
+                                                                      int, cudaStream_t);
+template cudaError_t launch_sm90<Float16, GemmKind::weight_gradient>(int, const TensorMapArgs&, int,
+                                                                     cudaStream_t);
 
 }  // namespace mmfast::cuda

@@ -4,8 +4,8 @@
 namespace mmfast::cuda {
 
 template cudaError_t launch_sm90<BFloat16, GemmKind::forward>(int, const TensorMapArgs&, int,
-                                                                   cudaStream_t);
+                                                              cudaStream_t);
 template cudaError_t launch_sm90<Float16, GemmKind::forward>(int, const TensorMapArgs&, int,
-                                                            cudaStream_t);
+                                                             cudaStream_t);
 
 }  // namespace mmfast::cuda

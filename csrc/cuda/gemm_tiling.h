@@ -13,16 +13,16 @@ namespace mmfast::cuda {
 
 // Per multiprocessor and clock cycle, of an H200 where not said otherwise.
 struct GemmModel {
-  double products_sm90 = 2048;     // multiply-adds of bfloat16: 989 TFLOP/s, 132 of them, 1.83 GHz
-  double products_sm80 = 1024;     // mma.sync reaches about half of that on Hopper
-  double load_bytes = 36;          // from L2 into shared memory, all multiprocessors loading
-  double memory_bytes = 19;        // from memory: 4.3 TB/s
-  double tile_cycles = 2000;       // to fill the pipeline and to write a tile
-  double launch_cycles = 5000;     // a further kernel
-  double clock = 1.75e9;           // cycles per second
+  double products_sm90 = 2048;  // multiply-adds of bfloat16: 989 TFLOP/s, 132 of them, 1.83 GHz
+  double products_sm80 = 1024;  // mma.sync reaches about half of that on Hopper
+  double load_bytes = 36;       // from L2 into shared memory, all multiprocessors loading
+  double memory_bytes = 19;     // from memory: 4.3 TB/s
+  double tile_cycles = 2000;    // to fill the pipeline and to write a tile
+  double launch_cycles = 5000;  // a further kernel
+  double clock = 1.75e9;        // cycles per second
   // The library: its rate for products this large, of the peak, and a launch from the host.
   double library_efficiency = 0.8;
-  int32_t least_steps = 4;         // of K per split
+  int32_t least_steps = 4;  // of K per split
   int32_t most_splits = 32;
 };
 constexpr GemmModel kGemmModel;
@@ -56,10 +56,10 @@ inline double model_cycles(const Gpu& gpu, bool tma, int64_t rows,
       static_cast<int64_t>(ceil_div(rows, kTileRows)) * tiles_of(panels, tile_cols) * splits;
   // Rows that are not there are not loaded, but multiplied all the same.
   const int64_t loaded_rows = std::min<int64_t>(rows, kTileRows);
-  const double step = std::max(
-      static_cast<double>(kTileRows) * tile_cols * kBlockK /
-          (tma ? model.products_sm90 : model.products_sm80),
-      static_cast<double>(loaded_rows + tile_cols) * kLineBytes / model.load_bytes);
+  const double step =
+      std::max(static_cast<double>(kTileRows) * tile_cols * kBlockK /
+                   (tma ? model.products_sm90 : model.products_sm80),
+               static_cast<double>(loaded_rows + tile_cols) * kLineBytes / model.load_bytes);
   const double tile = step * ceil_div(k_steps, splits) + model.tile_cycles / blocks;
   const int64_t at_once = static_cast<int64_t>(gpu.multiprocessors) * blocks;
   const int64_t rest = tiles % at_once;
@@ -86,8 +86,7 @@ inline Tiling choose_tiling(const Gpu& gpu, bool tma, int64_t rows,
     if (tile_cols == 256 && !tma) {
       continue;
     }
-    const int32_t most =
-        std::clamp(k_steps / kGemmModel.least_steps, 1, kGemmModel.most_splits);
+    const int32_t most = std::clamp(k_steps / kGemmModel.least_steps, 1, kGemmModel.most_splits);
     for (int32_t splits = 1; splits <= most; ++splits) {
       const double cycles = model_cycles(gpu, tma, rows, panels, k_steps, tile_cols, splits);
       if (best.tile_cols == 0 || cycles < best.cycles) {
@@ -102,10 +101,9 @@ inline Tiling choose_tiling(const Gpu& gpu, bool tma, int64_t rows,
 inline double library_cycles(const Gpu& gpu, int64_t rows, int64_t cols, int64_t width) {
   const GemmModel& model = kGemmModel;
   const double rows_cols = static_cast<double>(rows) * static_cast<double>(cols);
-  const double arithmetic =
-      rows_cols * static_cast<double>(width) /
-      ((gpu.hopper ? model.products_sm90 : model.products_sm80) * model.library_efficiency *
-       gpu.multiprocessors);
+  const double arithmetic = rows_cols * static_cast<double>(width) /
+                            ((gpu.hopper ? model.products_sm90 : model.products_sm80) *
+                             model.library_efficiency * gpu.multiprocessors);
   const double bytes =
       2 * (static_cast<double>(rows + cols) * static_cast<double>(width) + rows_cols);
   return std::max(arithmetic, bytes / (model.memory_bytes * gpu.multiprocessors)) +

@@ -1,5 +1,5 @@
-// The library's matrix products on a GPU, through libtorch's C shims: cuBLAS, with the settings that
-// PyTorch has (TF32 among them).
+// The library's matrix products on a GPU, through libtorch's C shims: cuBLAS, with the settings
+// that PyTorch has (TF32 among them).
 #pragma once
 
 #include "runtime.h"

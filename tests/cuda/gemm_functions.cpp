@@ -9,7 +9,8 @@ using namespace mmfast::cuda;
 
 extern "C" {
 
-// visits[row tile][col tile][step] of a forward schedule; steps holds (group, feature) of each step.
+// visits[row tile][col tile][step] of a forward schedule; steps holds (group, feature) of each
+// step.
 void visit(int64_t rows, int64_t cols, int groups, const int64_t* widths, int tile_cols, int splits,
            int strip, int32_t* visits, int32_t* steps) {
   GemmArgs args{};

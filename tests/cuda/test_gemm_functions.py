@@ -177,9 +177,7 @@ def test_distinct_rows_of_large_batches(gemm):
 
 def tiling(gemm, multiprocessors, hopper, rows, cols, steps):
     out = int32s((0, 0))
-    gemm.tiling(
-        multiprocessors, hopper, ctypes.c_int64(rows), ctypes.c_int64(cols), steps, out
-    )
+    gemm.tiling(multiprocessors, hopper, ctypes.c_int64(rows), ctypes.c_int64(cols), steps, out)
     return tuple(out)
 
 

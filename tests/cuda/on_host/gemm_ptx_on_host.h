@@ -32,15 +32,16 @@ inline uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(static_cast<const unsigned char*>(p) - on_host::shared_memory);
 }
 
-// --- mbarrier -------------------------------------------------------------------------------------
+// --- mbarrier
+// -------------------------------------------------------------------------------------
 
 namespace on_host {
 
 struct Barrier {
-  int arrivals;     // of a phase
-  int pending;      // arrivals that the phase still waits for
-  int bytes = 0;    // that TMA still owes the phase; less than none if it came first
-  int phase = 0;    // how many are complete
+  int arrivals;   // of a phase
+  int pending;    // arrivals that the phase still waits for
+  int bytes = 0;  // that TMA still owes the phase; less than none if it came first
+  int phase = 0;  // how many are complete
 };
 inline std::map<uint32_t, Barrier> barriers;
 
@@ -85,10 +86,11 @@ inline void barrier_wait(uint32_t address, uint32_t parity) {
   }
 }
 
-// --- TMA ------------------------------------------------------------------------------------------
+// --- TMA
+// ------------------------------------------------------------------------------------------
 
-// The box's lines of 64 elements lie one after another; bits 4..6 of each address are xored with bits
-// 7..9. Outside the matrix there are zeros.
+// The box's lines of 64 elements lie one after another; bits 4..6 of each address are xored with
+// bits 7..9. Outside the matrix there are zeros.
 inline void tma_load(uint32_t to, const CUtensorMap* map, uint32_t barrier_address, int32_t element,
                      int32_t line) {
   if (to % 1024 != 0) {
@@ -112,7 +114,8 @@ inline void tma_load(uint32_t to, const CUtensorMap* map, uint32_t barrier_addre
   on_host::complete_if_done(barrier);
 }
 
-// --- wgmma ----------------------------------------------------------------------------------------
+// --- wgmma
+// ----------------------------------------------------------------------------------------
 
 namespace on_host {
 
@@ -133,10 +136,10 @@ inline uint32_t wgmma_address(uint64_t descriptor, bool mn_major, int row, int k
   if (descriptor >> 62 != 1 || ((descriptor >> 49) & 7) != 0) {
     fail("a descriptor of another swizzle");
   }
-  const uint32_t offset = static_cast<uint32_t>(
-      mn_major ? row % 64 * 2 + row / 64 * static_cast<int>(leading) + k % 8 * 128 +
-                     k / 8 * static_cast<int>(stride)
-               : row % 8 * 128 + row / 8 * static_cast<int>(stride) + k * 2);
+  const uint32_t offset =
+      static_cast<uint32_t>(mn_major ? row % 64 * 2 + row / 64 * static_cast<int>(leading) +
+                                           k % 8 * 128 + k / 8 * static_cast<int>(stride)
+                                     : row % 8 * 128 + row / 8 * static_cast<int>(stride) + k * 2);
   const uint32_t address = start + offset;
   return address ^ (((address >> 7) & 7) << 4);
 }
@@ -183,7 +186,8 @@ struct Wgmma {
   }
 };
 
-// --- cp.async, ldmatrix, mma ----------------------------------------------------------------------
+// --- cp.async, ldmatrix, mma
+// ----------------------------------------------------------------------
 
 inline void copy_async(uint32_t to, const void* from, int bytes) {
   if (to % 16 != 0 || (bytes > 0 && reinterpret_cast<uintptr_t>(from) % 16 != 0)) {
@@ -211,8 +215,8 @@ namespace on_host {
 inline uint32_t registers[1024][6];
 }
 
-// Lane l names row l % 8 of matrix l / 8; register i of lane l gets elements 2 (l % 4) and the next of
-// row l / 4 of matrix i, of the matrix's transpose with .trans.
+// Lane l names row l % 8 of matrix l / 8; register i of lane l gets elements 2 (l % 4) and the next
+// of row l / 4 of matrix i, of the matrix's transpose with .trans.
 template <Major major>
 void load_matrices(uint32_t from, uint32_t (&to)[4]) {
   if (from % 16 != 0) {
@@ -236,7 +240,8 @@ void load_matrices(uint32_t from, uint32_t (&to)[4]) {
 }
 
 // A's registers are (row g, k 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8), B's (k 2t, column g),
-// (2t + 8, g), D's (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1), with g = lane / 4, t = lane % 4.
+// (2t + 8, g), D's (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1), with g = lane / 4, t = lane
+// % 4.
 template <typename T>
 void multiply_add(T, float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   const unsigned warp = threadIdx.x & ~31u;
@@ -255,7 +260,8 @@ void multiply_add(T, float* d, const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
     float sum = 0;
     for (int k = 0; k < 16; ++k) {
       const int t = k % 8 / 2;
-      sum += half(row % 8 * 4 + t, row / 8 + k / 8 * 2, k % 2) * half(col * 4 + t, 4 + k / 8, k % 2);
+      sum +=
+          half(row % 8 * 4 + t, row / 8 + k / 8 * 2, k % 2) * half(col * 4 + t, 4 + k / 8, k % 2);
     }
     d[i] += sum;
   }
