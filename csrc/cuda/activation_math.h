@@ -13,7 +13,14 @@ MMFAST_HOST_DEVICE T sigmoid_of(T x) {
   return T(1) / (T(1) + exp(-x));
 }
 
-// tanh-approximated GELU is x sigmoid(2 u) with u = sqrt(2/pi) (x + 0.044715 x^3).
+// By erfc, since 1 + erf loses the digits of large negative arguments.
+template <typename T>
+MMFAST_HOST_DEVICE T normal_cdf(T x) {
+  return T(0.5) * erfc(x * T(-0.7071067811865476));
+}
+
+// tanh-approximated GELU is x sigmoid(2 u) with u = sqrt(2/pi) (x + 0.044715 x^3): no
+// digits are lost as by 1 + tanh u.
 template <typename T>
 MMFAST_HOST_DEVICE T gelu_argument(T x) {
   return T(1.5957691216057308) * (x + T(0.044715) * x * x * x);
@@ -25,9 +32,9 @@ MMFAST_HOST_DEVICE T activate(Activation activation, T x) {
     case Activation::relu:
       return x < T(0) ? T(0) : x;  // NaN stays
     case Activation::gelu:
-      return T(0.5) * x * (T(1) + erf(x * T(0.7071067811865476)));
+      return x * normal_cdf(x);
     case Activation::gelu_tanh:
-      return T(0.5) * x * (T(1) + tanh(T(0.5) * gelu_argument(x)));
+      return x * sigmoid_of(gelu_argument(x));
     case Activation::silu:
       return x * sigmoid_of(x);
     case Activation::tanh:
@@ -46,7 +53,7 @@ MMFAST_HOST_DEVICE T activation_slope(Activation activation, T saved) {
   switch (activation) {
     case Activation::gelu: {
       const T density = T(0.3989422804014327) * exp(T(-0.5) * saved * saved);
-      return T(0.5) * (T(1) + erf(saved * T(0.7071067811865476))) + saved * density;
+      return normal_cdf(saved) + saved * density;
     }
     case Activation::gelu_tanh: {
       const T s = sigmoid_of(gelu_argument(saved));

@@ -8,6 +8,7 @@ import ctypes
 
 import cuda_on_host
 import pytest
+import torch
 
 from mmfast.ops import concat_linear
 from mmfast.ops.library import host
@@ -15,6 +16,7 @@ from mmfast.ops.library import host
 pytest.register_assert_rewrite("ops.test_concat_linear", "ops.test_concat_linear_index")
 
 from ops.test_concat_linear import (  # noqa: E402, F401
+    check_numbers,
     test_16_bit_gradients_are_summed_in_float32,
     test_activations,
     test_bfloat16_error_does_not_grow_with_the_inputs,
@@ -48,6 +50,21 @@ def gpu(request):
         library.mmfast_pretend_gpu(*GPUS[request.param])
         yield request.param
         library.mmfast_pretend_gpu(9, 0, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_every_kernel(gpu, dtype):
+    """Each tile size of each product, forward and backward, whole and with K split."""
+    library = ctypes.CDLL(str(cuda_on_host.BUILD / "mmfast_on_host.so"))
+    library.mmfast_forget_products()
+    for multiprocessors in (1, 16):
+        library.mmfast_pretend_gpu(*GPUS[gpu][:2], multiprocessors)
+        for width, cols in [(64, 64), (128, 128), (256, 256), (72, 250)]:
+            shapes = [(140, width), (140, width), (140, width + 64)]
+            check_numbers(shapes, cols, dtype, "relu")
+    library.mmfast_pretend_gpu(*GPUS[gpu])
+    tile_sizes = 3 if gpu == "hopper" else 2
+    assert library.mmfast_products_run() == 3 * tile_sizes
 
 
 @pytest.fixture
