@@ -6,6 +6,9 @@ instructions there.
 
 import cuda_on_host
 import pytest
+import reference
+import torch
+from fused_cases import VARIANTS, Size, draw_present, run
 
 from mmfast.ops import (
     attention_pool,
@@ -60,6 +63,38 @@ def on_host():
         patch.setattr(multi_source_attention, "merge", ops.merge_attention.default)
         patch.setattr(guards, "OPS", ops)
         yield ops
+
+
+# Rows of aligned packets, which have kernels of their own; heads that a warp keeps in registers,
+# one packet or four to a lane, and those that it does not; more inputs than a kernel's arguments.
+ALIGNED = {
+    "narrow": Size((300,), 3, 64, 2),
+    "kept": Size((20,), 3, 768, 2),
+    "block per row": Size((3,), 2, 2048, 2),
+    "many inputs": Size((20,), 48, 32, 2),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", ALIGNED)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_aligned_rows(name, size, dtype):
+    """Judged as in test_numbers: gradients of one shape together, over several draws."""
+    variant, size = VARIANTS[name], ALIGNED[size]
+    rules = {}
+    for _ in range(3):
+        tensors = [x.to(dtype) for x in variant.draw(size)]
+        present = draw_present(size)
+        grads = [torch.randn(y.shape).to(dtype) for y in run(variant.exact, tensors, present)]
+        found = run(variant.call, tensors, present, grads)
+        eager = run(variant.eager, tensors, present, grads)
+        exact = run(variant.exact, tensors, present, grads, torch.float64)
+        kinds = [(2, f"result {i}") for i in range(len(grads))]
+        kinds += [(3, f"gradient, {tuple(x.shape)}") for x in tensors]
+        for kind, f, e, x in zip(kinds, found, eager, exact, strict=True):
+            rules.setdefault(kind, reference.ErrorRule(dtype)).add(f, x, e, x)
+    for (factor, what), rule in rules.items():
+        rule.check(factor, what)
 
 
 @pytest.fixture
