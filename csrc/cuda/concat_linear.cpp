@@ -278,8 +278,8 @@ std::tuple<Tensor, Tensor> concat_linear(const std::vector<Tensor>& inputs, cons
                                          const std::string& activation_name, bool training) {
   const DeviceGuard guard(weight);
   const Activation activation = check_activation(activation_name);
-  check_bias(bias, weight);
   const Call call = make_call(inputs, weight, index, indexed);
+  check_bias(bias, weight);
   const bool keep = training && needs_preactivation(activation);
   const Tensor result = call.empty(call.shape.output_sizes(), call.dtype);
   const Tensor preactivation = call.empty(keep ? call.shape.output_sizes() : Dims{0}, call.dtype);

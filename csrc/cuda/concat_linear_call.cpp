@@ -71,9 +71,10 @@ Call make_call(const std::vector<Tensor>& inputs, const Tensor& weight,
   const DeviceFacts& facts = device_facts(weight.get_device_index());
   STD_TORCH_CHECK(facts.major >= 8, "this GPU has compute capability ", facts.major, ".",
                   facts.minor, "; mmfast needs 8.0 or newer");
+  const ConcatLinearShape shape = check_concat_linear(inputs, weight, index, indexed);
   const Tensor usable_weight = with_unit_column_stride(weight);
   const Element element = element_of(weight.scalar_type());
-  Call call{check_concat_linear(inputs, weight, index, indexed),
+  Call call{shape,
             {},
             usable_weight,
             matrix_of(usable_weight),
