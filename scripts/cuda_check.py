@@ -195,7 +195,7 @@ def main() -> int:
     ]
     for line in wrong:
         print(f"WRONG: {line}")
-    outcome = f"{len(wrong)} things wrong" if wrong else "all as it should be"
+    outcome = f"wrong: {len(wrong)}" if wrong else "all as it should be"
     print(f"cuda-check: {outcome} ({time.monotonic() - begin:.0f} s)")
     return 1 if wrong else 0
 

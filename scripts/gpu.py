@@ -52,10 +52,16 @@ def build(out: Path) -> None:
     )
 
 
-def tests(out: Path) -> None:
-    """The suites of the operators on the GPU, and what only a GPU can show."""
-    folders = ["tests/cuda/test_on_gpu.py", "tests/ops", "tests/functional", "tests/nn"]
-    pytest(folders, out / "tests.log", "-k", "cuda or test_on_gpu")
+def tests(*paths: str) -> Callable[[Path], None]:
+    """A part that runs tests, of those that run on every device only the GPU's."""
+
+    def run_tests(out: Path) -> None:
+        log = out / f"{Path(paths[-1]).stem}.log"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths]
+        run([*command, "-k", "cuda or test_on_gpu"], log)
+        print(log.read_text(encoding="utf-8").splitlines()[-1])
+
+    return run_tests
 
 
 def sanitizer(out: Path) -> None:
@@ -87,14 +93,20 @@ def bench(name: str, *options: str) -> Callable[[Path], None]:
 
 KEY = ("operator", "mode", "case", "dtype")  # of what is measured, in a table
 OPERATORS = "weighted_sum,attention_pool,gated_sum,rank_product"
+TEST = ("pytest", "hypothesis")
 BENCH = ("rich", "matplotlib")
 PARTS = {
     "build": Part("compile in place", build),
-    "tests": Part("the operators' suites on the GPU", tests, ("pytest", "hypothesis")),
-    "sanitizer": Part("memcheck and racecheck", sanitizer, ("pytest", "hypothesis")),
+    "tests": Part(
+        "the operators' suites, and what only a GPU can show",
+        tests("tests/cuda/test_on_gpu.py", "tests/ops"),
+        TEST,
+    ),
+    "tests-nn": Part("functions and modules", tests("tests/functional", "tests/nn"), TEST),
+    "sanitizer": Part("memcheck and racecheck", sanitizer, TEST),
     "bench": Part(
-        "concat_linear, real shapes",
-        bench("bench", "--operator=concat_linear", "--dtype=bfloat16"),
+        "concat_linear, real shapes and tiny ones",
+        bench("bench", "--gpu", "--operator=concat_linear", "--only=^(?!grid)", "--no-compile"),
         BENCH,
     ),
     "bench-grid": Part(
@@ -144,12 +156,6 @@ def run(command: list[str], log: Path, environment: dict[str, str] | None = None
     if status:
         last = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
         raise PartFailedError(f"{last}\n{status}; all of it: {log}")
-
-
-def pytest(paths: list[str], log: Path, *options: str) -> None:
-    """Run tests, and fail where none was run."""
-    run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths, *options], log)
-    print(log.read_text(encoding="utf-8").splitlines()[-1])
 
 
 def check_machine(parts: list[str]) -> None:

@@ -42,14 +42,17 @@ def _seed() -> None:
 
 
 @pytest.fixture(autouse=True)
-def device(request: pytest.FixtureRequest):
-    """Where tensors are made unless a test says otherwise."""
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """Where tensors are made unless a test says otherwise, and the test file's own ones lie."""
     name = getattr(request, "param", "cpu")
     if name == "cpu":
         yield name
-    else:
-        with torch.device(name):
-            yield name
+        return
+    for constant, value in list(vars(request.module).items()):
+        if isinstance(value, torch.Tensor):
+            monkeypatch.setattr(request.module, constant, value.to(name))
+    with torch.device(name):
+        yield name
 
 
 @pytest.fixture

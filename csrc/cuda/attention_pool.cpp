@@ -15,7 +15,7 @@ struct AttentionPool {
   AttentionPool(const std::vector<Tensor>& inputs, const Tensor& query,
                 const std::optional<Tensor>& present, int64_t heads, double scale,
                 const Tensor* grad, const std::optional<Tensor>& grad_weights)
-      : call((check_list(inputs, "inputs", 1), inputs[0]), batch_of(inputs[0])),
+      : call{(check_list(inputs, "inputs", 1), inputs[0]), batch_of(inputs[0])},  // in this order
         count(static_cast<int64_t>(inputs.size())),
         cols(inputs[0].size(inputs[0].dim() - 1)),
         shared_query(query.dim() == 1),
@@ -45,7 +45,7 @@ struct AttentionPool {
       args.grad_weights_source = call.add(*grad_weights, 2, false);
     }
     call.add_present(present);
-    args.heads = static_cast<int32_t>(heads);
+    args.heads = heads;
     args.size = cols / heads;
     args.scale = scale;
   }

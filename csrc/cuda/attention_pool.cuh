@@ -12,7 +12,7 @@ struct HeadRow {
   int64_t row;
   bool active;
   RowPlace place;
-  int head;
+  int64_t head;
   int64_t first;  // column of the head
   int lane;
 };
@@ -29,7 +29,7 @@ MMFAST_DEVICE void for_each_head_row(const AttentionPoolArgs& args, const Begin&
   const int64_t blocks = args.groups.blocks * args.heads;
   for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
     const int64_t row_block = block / args.heads;
-    at.head = static_cast<int>(block - row_block * args.heads);
+    at.head = block - row_block * args.heads;
     at.first = at.head * args.size;
     const int64_t sums_row = row_block * groups_in_block(args.groups) + group;
     begin(at, sums_row);

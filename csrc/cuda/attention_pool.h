@@ -12,7 +12,7 @@ namespace mmfast::cuda {
 struct AttentionPoolArgs {
   Rows rows;
   Groups groups;  // of the rows of one head; a block belongs to one head
-  int32_t heads;
+  int64_t heads;
   int64_t size;          // features of a head
   double scale;          // of the scores
   int32_t query_source;  // [rows or one][cols]

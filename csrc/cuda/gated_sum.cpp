@@ -12,7 +12,7 @@ namespace {
 struct GatedSum {
   GatedSum(const std::vector<Tensor>& values, const std::vector<Tensor>& gates,
            const std::optional<Tensor>& present, const Tensor* grad)
-      : call((check_list(values, "values", 1), values[0]), batch_of(values[0])),
+      : call{(check_list(values, "values", 1), values[0]), batch_of(values[0])},  // in this order
         count(static_cast<int64_t>(values.size())),
         cols(values[0].size(values[0].dim() - 1)) {
     check_count("values", count);

@@ -12,7 +12,8 @@ namespace {
 struct RankProduct {
   RankProduct(const std::vector<Tensor>& factors, const std::optional<Tensor>& weights,
               const std::optional<Tensor>& present, const Tensor* grad)
-      : call((check_list(factors, "factors", 2), factors[0]), batch_of(factors[0], 2)),
+      : call{(check_list(factors, "factors", 2), factors[0]),
+             batch_of(factors[0], 2)},  // in this order
         count(static_cast<int64_t>(factors.size())),
         cols(factors[0].size(factors[0].dim() - 1)),
         out_sizes(batch_of(factors[0], 2)) {

@@ -24,7 +24,7 @@ struct WeightedSum {
   WeightedSum(const std::vector<Tensor>& inputs, const Tensor& weights,
               const std::optional<Tensor>& present, const std::string& per, bool normalize,
               const Tensor* grad)
-      : call((check_list(inputs, "inputs", 1), inputs[0]), batch_of(inputs[0])),
+      : call{(check_list(inputs, "inputs", 1), inputs[0]), batch_of(inputs[0])},  // in this order
         count(static_cast<int64_t>(inputs.size())),
         cols(inputs[0].size(inputs[0].dim() - 1)) {
     check_count("inputs", count);

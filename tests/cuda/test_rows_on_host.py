@@ -40,8 +40,6 @@ from ops.test_fused import (  # noqa: E402, F401
 )
 from ops.test_fused_guards import (  # noqa: E402, F401
     test_any_number_of_heads_of_no_features_ends,
-    test_backward_operators_guard_themselves,
-    test_operators_guard_themselves,
     test_particular_gradients_are_guarded,
 )
 from ops.test_merge_attention import test_merge, test_merge_special_values  # noqa: E402, F401
@@ -63,6 +61,16 @@ def on_host():
         patch.setattr(multi_source_attention, "merge", ops.merge_attention.default)
         patch.setattr(guards, "OPS", ops)
         yield ops
+
+
+@pytest.mark.parametrize("overload", ["default", "no_autograd", "backward"])
+@pytest.mark.parametrize(
+    ("operator", "at", "value", "message"),
+    [case for case in guards.DIRECT if "on meta" not in case[-1]],  # fake kernels refuse those
+    ids=str,
+)
+def test_entries_guard_themselves(operator, at, value, message, overload):
+    guards.test_operators_guard_themselves(operator, at, value, message, overload)
 
 
 # Rows of aligned packets, which have kernels of their own; heads that a warp keeps in registers,

@@ -59,6 +59,7 @@ WRONG = {
 
 @pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
 @pytest.mark.parametrize("name", WRONG)
+@pytest.mark.cpu_only
 def test_wrong_arguments(name, grad):
     (inputs, weight, *bias), exception, words = WRONG[name]
     if grad and isinstance(weight, torch.Tensor):
@@ -70,6 +71,7 @@ def test_wrong_arguments(name, grad):
 
 
 @pytest.mark.parametrize("name", [n for n in WRONG if n not in ("mixed devices", "sparse")])
+@pytest.mark.cpu_only
 def test_wrong_arguments_traced(name):
     """The fake kernel refuses what the real one refuses, in the same words."""
     (inputs, weight, *bias), exception, words = WRONG[name]
@@ -111,6 +113,7 @@ def test_unknown_activation(activation, grad):
     ],
     ids=lambda value: value[:20] if isinstance(value, str) else "",
 )
+@pytest.mark.cpu_only
 def test_operator_guards_itself(arguments, message):
     """Called past the Python function, the kernel must refuse too, and never crash."""
     with pytest.raises(RuntimeError, match=message):
@@ -129,6 +132,7 @@ def test_operator_guards_itself(arguments, message):
     ],
     ids=str,
 )
+@pytest.mark.cpu_only
 def test_backward_operator_guards_itself(grad, saved, activation, wanted, message):
     with pytest.raises(RuntimeError, match=message):
         torch.ops.mmfast.concat_linear_backward.default(
@@ -299,6 +303,7 @@ assert peak() - before > 0.9 * concatenation, "the measure does not see the conc
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc/self/status")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.cpu_only
 def test_peak_memory_of_the_process(dtype):
     """Counted outside torch's allocator too: resident memory never holds the concatenation."""
     done = subprocess.run(

@@ -6,6 +6,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmfast.functional import attention_pool, gated_sum, rank_product, weighted_sum
 
+pytestmark = pytest.mark.cpu_only  # the arguments are made when this file is read
+
 X, Y = torch.ones(4, 6), torch.ones(4, 6)
 W, Q, P = torch.ones(2), torch.ones(6), torch.ones(4, 2, dtype=torch.bool)
 H, K = torch.ones(4, 3, 6), torch.ones(3)  # a factor, the weights of its ranks

@@ -12,6 +12,8 @@ from torch import nn
 
 from mmfast.nn import ConcatLinear
 
+pytestmark = pytest.mark.cpu_only  # processes that talk by gloo
+
 ROWS = 8
 
 

@@ -58,12 +58,14 @@ def test_ordered():
         ({"image": X, "text": Y}, ValueError, "inputs is a mapping but in_features names no"),
     ],
 )
+@pytest.mark.cpu_only
 def test_ordered_refuses(inputs, exception, message):
     with pytest.raises(exception, match=message):
         Fusion([3, 5], 6).ordered(inputs)
 
 
 @pytest.mark.parametrize("inputs", [{"image": X}, {"image": X, "audio": Y}, {}])
+@pytest.mark.cpu_only
 def test_names_are_checked(inputs):
     with pytest.raises(ValueError, match=r"inputs has the names .*\['image', 'text'\]") as info:
         by_name(inputs, ("image", "text"))

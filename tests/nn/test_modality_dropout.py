@@ -156,6 +156,7 @@ X = torch.ones(4, 3)
         (([X], torch.tensor(True)), ValueError, r"present has shape \(\)"),
     ],
 )
+@pytest.mark.cpu_only
 def test_forward_refuses(arguments, exception, message):
     with pytest.raises(exception, match=message):
         ModalityDropout()(*arguments)

@@ -9,6 +9,8 @@ from mmfast.nn.multi_source_attention import (
     SequenceFusion,
 )
 
+pytestmark = pytest.mark.cpu_only  # the arguments are made when this file is read
+
 SIZES = {"text": 3, "image": 5, "audio": 4}
 
 

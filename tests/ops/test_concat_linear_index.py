@@ -190,6 +190,7 @@ WRONG = {
 
 @pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
 @pytest.mark.parametrize("name", WRONG)
+@pytest.mark.cpu_only
 def test_wrong_index(name, grad):
     index, exception, message = WRONG[name]
     with pytest.raises(exception, match=message):

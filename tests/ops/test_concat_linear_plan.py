@@ -5,6 +5,8 @@ import torch
 
 from mmfast.functional import concat_linear, explain_concat_linear
 
+pytestmark = pytest.mark.cpu_only  # the CPU's plan
+
 
 def ones(*shape):
     return torch.ones(shape)

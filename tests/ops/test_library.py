@@ -9,6 +9,8 @@ import torch
 
 from mmfast.ops.library import host
 
+pytestmark = pytest.mark.cpu_only  # about the library, not a device
+
 
 def test_build_info():
     info = host.build_info()

@@ -5,23 +5,25 @@ using namespace mmfast::cuda;
 
 extern "C" {
 
-void mmfast_tiles_of(int64_t rows, int64_t cols, int packet, int64_t* out) {
-  const Tiles tiles = tiles_of(rows, cols, packet);
+void mmfast_tiles_of(int64_t rows, int64_t cols, int64_t packet, int64_t* out) {
+  const Tiles tiles = tiles_of(rows, cols, static_cast<int>(packet));
   out[0] = tiles.lanes;
   out[1] = tiles.col_blocks;
   out[2] = tiles.blocks;
 }
 
-void mmfast_tile_at(int64_t rows, int64_t cols, int packet, int64_t block, int thread,
+void mmfast_tile_at(int64_t rows, int64_t cols, int64_t packet, int64_t block, int64_t thread,
                     int64_t* out) {
-  const Tile tile = tile_at(tiles_of(rows, cols, packet), block, thread, packet);
+  const Tile tile = tile_at(tiles_of(rows, cols, static_cast<int>(packet)), block,
+                            static_cast<int>(thread), static_cast<int>(packet));
   out[0] = tile.row;
   out[1] = tile.col;
 }
 
-void mmfast_groups_of(int64_t rows, int64_t packets, int packets_each, int64_t bytes,
-                      int64_t wanted, int most, int64_t* out) {
-  const Groups groups = groups_of(rows, packets, packets_each, bytes, wanted, most);
+void mmfast_groups_of(int64_t rows, int64_t packets, int64_t packets_each, int64_t bytes,
+                      int64_t wanted, int64_t most, int64_t* out) {
+  const Groups groups = groups_of(rows, packets, static_cast<int>(packets_each), bytes, wanted,
+                                  static_cast<int>(most));
   out[0] = groups.lanes;
   out[1] = groups.steps;
   out[2] = groups.blocks;
