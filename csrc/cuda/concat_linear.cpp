@@ -216,7 +216,7 @@ Picked weight_of_group(const Call& call, const mmfast::Group& group) {
 
 // Rows of the members side by side, a block at a time, and one product per block.
 void multiply_gathered(const Call& call, const mmfast::Group& group, const Matrix& out,
-                       const void* bias) {
+                       const void* bias, bool accumulate) {
   const Picked weight = weight_of_group(call, group);
   const Tensor tensor = call.empty({group.block_rows, group.width}, call.dtype);
   const Matrix block = matrix_of(tensor);
@@ -240,7 +240,7 @@ void multiply_gathered(const Call& call, const mmfast::Group& group, const Matri
     const Matrix part{static_cast<char*>(out.data) + begin * out.row_stride * call.element_size,
                       end - begin, out.cols, out.row_stride};
     multiply(call, part, Matrix{block.data, end - begin, group.width, group.width}, weight.matrix,
-             bias, false);
+             bias, accumulate);
   }
 }
 
@@ -253,7 +253,8 @@ void forward_library(const Call& call, const GpuPlan& plan, const Output& out) {
   bool accumulate = false;
   for (const mmfast::Group& group : plan.plan.groups) {
     if (group.block_rows > 0) {
-      multiply_gathered(call, group, out.matrix, bias);
+      multiply_gathered(call, group, out.matrix, bias, accumulate);
+      accumulate = true;
       continue;
     }
     const Source& source = call.sources[group.members[0]];

@@ -24,11 +24,15 @@ struct GpuPlan {
 
 // An input whose rows repeat this often is worth a product of its own.
 constexpr int64_t kRepeats = 2;
-// Library products of 16-bit inputs gather blocks of rows up to this size.
+// Blocks of rows that are gathered for a product of the library have this size.
 constexpr int64_t kGatherBytes = 64 << 20;
 
 inline Gpu gpu_of(int32_t multiprocessors, int32_t major, int32_t minor) {
   return Gpu{multiprocessors, major == 9 && minor == 0};
+}
+
+inline int64_t gathered_rows(int64_t row_bytes, int64_t rows) {
+  return std::min(rows, std::max<int64_t>(128, kGatherBytes / row_bytes / 128 * 128));
 }
 
 // The inputs that are multiplied row by row; the epilogue adds the products of the others. It has
@@ -54,14 +58,31 @@ inline std::vector<int64_t> members_of(const std::vector<PlanInput>& inputs, int
   return members;
 }
 
-inline GpuPlan plan_float(const std::vector<int64_t>& members,
-                          const std::vector<PlanInput>& inputs) {
+// A product of its own reads and writes the result once more; gathering an input reads and writes
+// the input. So neighbours narrower than the result are gathered, and multiplied together.
+inline GpuPlan plan_float(const std::vector<int64_t>& members, const std::vector<PlanInput>& inputs,
+                          int64_t rows, int64_t cols, int64_t bytes) {
   GpuPlan result;
   result.plan.method = Method::library;
+  result.plan.why =
+      "32 and 64 bits: products of the library, one per wide input or run of narrow ones";
+  std::vector<mmfast::Group>& groups = result.plan.groups;
   for (int64_t i : members) {
-    result.plan.groups.push_back(mmfast::Group{{i}, inputs[i].width, 0});
+    const bool narrow = inputs[i].width < cols;
+    const bool joins = narrow && !groups.empty() && groups.back().members.back() == i - 1 &&
+                       inputs[i - 1].width < cols;
+    if (joins) {
+      groups.back().members.push_back(i);
+      groups.back().width += inputs[i].width;
+    } else {
+      groups.push_back(mmfast::Group{{i}, inputs[i].width, 0});
+    }
   }
-  result.plan.why = "32 and 64 bits: a product of the library per input, added up in the result";
+  for (mmfast::Group& group : groups) {
+    if (group.members.size() > 1) {
+      group.block_rows = gathered_rows(group.width * bytes, rows);
+    }
+  }
   return result;
 }
 
@@ -80,7 +101,7 @@ inline GpuPlan plan_concat_linear(const std::vector<PlanInput>& inputs, int64_t 
   }
   const std::vector<int64_t> members = members_of(inputs, rows);
   if (element_size(element) != 2) {
-    return plan_float(members, inputs);
+    return plan_float(members, inputs, rows, cols, element_size(element));
   }
   result.plan.method = Method::kernel;
   if (members.empty()) {
@@ -111,8 +132,7 @@ inline GpuPlan plan_concat_linear(const std::vector<PlanInput>& inputs, int64_t 
         one ? "one input: what the library is made for"
             : "so many multiply-adds that the library's rate pays for gathering blocks of rows";
     if (!one) {
-      result.plan.groups[0].block_rows =
-          std::clamp<int64_t>(kGatherBytes / (2 * together) / 128 * 128, 128, rows);
+      result.plan.groups[0].block_rows = gathered_rows(2 * together, rows);
     }
     return result;
   }

@@ -83,6 +83,10 @@ def test_float32_goes_to_the_library():
     found = plan([ones(4096, 768, dtype=torch.float32), ones(1, 64, dtype=torch.float32)], 512)
     assert found["method"] == "library"
     assert [group["inputs"] for group in found["groups"]] == [[0]]
+    narrow = [ones(2048, width, dtype=torch.float32) for width in (512, 64, 64, 512, 64)]
+    groups = plan(narrow, 512)["groups"]
+    assert [group["inputs"] for group in groups] == [[0], [1, 2], [3], [4]]
+    assert [group["block_rows"] > 0 for group in groups] == [False, True, False, False]
 
 
 def test_nothing_to_multiply():
