@@ -44,7 +44,8 @@ def concat_linear(
     Raises:
         TypeError: an argument is not a tensor of a supported dtype.
         ValueError: shapes, dtypes or devices do not fit, or the activation is unknown.
-        IndexError: an entry of ``index`` is negative or beyond the rows of its input.
+        IndexError: an entry of ``index`` is negative or beyond the rows of its input. On a GPU, as
+            in PyTorch's own indexing, a failed assertion there, after which the device is lost.
 
     Only the needed gradients are computed. Backward keeps the inputs, the weight and, where the
     activation needs it, one tensor of the result's size. Double backward works, through plain
