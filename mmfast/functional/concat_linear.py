@@ -104,8 +104,8 @@ def explain_concat_linear(
     """Which way :func:`concat_linear` would take with these arguments, and why.
 
     Takes the arguments of :func:`concat_linear`, computes nothing, and raises what it would raise.
-    The plan depends on shapes, strides, dtype and instruction set alone; on a GPU also on alignment,
-    the activation and the GPU.
+    The plan depends on shapes, strides, dtype and instruction set alone; on a GPU also on
+    alignment, the activation and the GPU.
 
     Returns:
         A plan; ``print`` it, or read its attributes.

@@ -94,8 +94,8 @@ def gpu_plan(
 ) -> dict[str, Any]:
     """The plan of a GPU, which need not be there, for inputs with their index tensors.
 
-    ``finishing``: whether an activation follows. Tensors may be on any device: their shapes, strides
-    and alignment count.
+    ``finishing``: whether an activation follows. Tensors may be on any device: their shapes,
+    strides and alignment count.
     """
 
     def described(x: Tensor, index: Tensor | None = None) -> tuple[list[int], list[int], int, int]:
