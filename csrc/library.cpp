@@ -92,7 +92,8 @@ py::dict build_info() {
   info["flags"] = MMFAST_BUILD_FLAGS;
 #ifdef MMFAST_CUDA
   info["cuda"] = true;
-  info["cuda_toolkit"] = version_string(CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10, 0);
+  info["cuda_toolkit"] =
+      std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
   info["cuda_archs"] = MMFAST_CUDA_ARCHS;
 #else
   info["cuda"] = false;

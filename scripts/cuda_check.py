@@ -46,6 +46,10 @@ for name in sorted(torch._C._dispatch_get_all_op_names()):
 """
 
 
+class CommandError(Exception):
+    """A program that reads the library did not."""
+
+
 @dataclass
 class Kernel:
     """One function in the machine code of one GPU."""
@@ -95,7 +99,11 @@ def check_libraries(library: Path) -> Iterator[str]:
 
 def check_machine_code(library: Path, cuobjdump: str) -> Iterator[str]:
     """GPUs that are left out, kernels that spill, instructions that should be there and are not."""
-    elves = _run(cuobjdump, "--list-elf", str(library))
+    try:
+        elves = _run(cuobjdump, "--list-elf", str(library))
+    except CommandError as error:
+        yield f"there is no machine code to read: {error}"
+        return
     texts = _run(cuobjdump, "--list-ptx", str(library))
     for gpu in GPUS:
         if f".{gpu}." not in elves:
@@ -175,7 +183,7 @@ def _demangled(names: set[str]) -> dict[str, str]:
 def _run(*command: str) -> str:
     done = subprocess.run(command, text=True, capture_output=True)
     if done.returncode:
-        sys.exit(f"cuda-check: {' '.join(command)} failed:\n{done.stderr}")
+        raise CommandError(f"{' '.join(command)} failed: {done.stderr.strip()}")
     return done.stdout
 
 

@@ -59,7 +59,10 @@ def tests(*paths: str) -> Callable[[Path], None]:
         log = out / f"{Path(paths[-1]).stem}.log"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths]
         run([*command, "-k", "cuda or test_on_gpu"], log)
-        print(log.read_text(encoding="utf-8").splitlines()[-1])
+        outcome = log.read_text(encoding="utf-8").splitlines()[-1]
+        if " passed" not in outcome:
+            raise PartFailedError(f"no test ran: {outcome}; all of it: {log}")
+        print(outcome)
 
     return run_tests
 

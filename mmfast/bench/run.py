@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -177,16 +178,18 @@ def _measure_mode(
 ) -> dict[str, Result]:
     steps = {"copy": copy_step(data, mode)}
     steps |= {name: step(contender, data.grad, mode) for name, contender in contenders.items()}
-    limits = {
-        "turns": settings.turns,
-        "turn_s": settings.turn_s,
-        "limit_s": settings.limit_s,
-        "least_turns": settings.least_turns,
-    }
-    if settings.device.startswith("cuda"):
-        times = cuda_timing.interleave(*steps.values(), **limits, device=settings.device)
-    else:
-        times = interleave(*steps.values(), **limits)
+    measured = (
+        partial(cuda_timing.interleave, device=settings.device)
+        if settings.device.startswith("cuda")
+        else interleave
+    )
+    times = measured(
+        *steps.values(),
+        turns=settings.turns,
+        turn_s=settings.turn_s,
+        limit_s=settings.limit_s,
+        least_turns=settings.least_turns,
+    )
     results = {}
     for name, seconds in zip(steps, times, strict=True):
         results[name] = Result(seconds)

@@ -65,7 +65,6 @@ def interleave(
     turn_s: float,
     limit_s: float = float("inf"),
     least_turns: int = 3,
-    synchronize: Callable[[], object] | None = None,
 ) -> tuple[list[float], ...]:
     """Measures steps in turns, A B C, B C A, C A B ...; returns seconds per call of each turn.
 
@@ -75,7 +74,6 @@ def interleave(
         turn_s: least length of a turn in seconds; shorter calls are repeated to fill it.
         limit_s: no round begins once this much time has passed ...
         least_turns: ... and this many rounds are done.
-        synchronize: waits for the device, where calls return before their work is done.
     """
     times: tuple[list[float], ...] = tuple([] for _ in steps)
     for step in steps:
@@ -87,52 +85,37 @@ def interleave(
                 break
             for place in range(len(steps)):
                 which = (turn + place) % len(steps)
-                times[which].append(seconds_per_call(steps[which], turn_s, synchronize))
+                times[which].append(seconds_per_call(steps[which], turn_s))
     return times
 
 
-def seconds_per_call(
-    step: Step, least_s: float, synchronize: Callable[[], object] | None = None
-) -> float:
+def seconds_per_call(step: Step, least_s: float) -> float:
     """Calls ``step`` until ``least_s`` seconds have passed; returns their mean.
 
     Counts calls until the time is up, instead of timing a number of calls fixed beforehand: where
     threads wait in a spin loop, a machine that turns busy can make one call a hundred times longer.
     """
     if isinstance(step, Prepared):
-        return _seconds_per_prepared_call(step, least_s, synchronize)
-    calls, check = 0, 1
-    _wait(synchronize)
+        return _seconds_per_prepared_call(step, least_s)
+    calls = 0
     start = perf_counter()
     while True:
         step()
         calls += 1
-        if calls == check:  # waiting for the device after each call would be part of the time
-            _wait(synchronize)
-            check *= 2
-        if perf_counter() - start >= least_s:
-            _wait(synchronize)
-            return (perf_counter() - start) / calls
+        elapsed = perf_counter() - start
+        if elapsed >= least_s:
+            return elapsed / calls
 
 
-def _seconds_per_prepared_call(
-    step: Prepared, least_s: float, synchronize: Callable[[], object] | None
-) -> float:
+def _seconds_per_prepared_call(step: Prepared, least_s: float) -> float:
     calls, elapsed = 0, 0.0
     while elapsed < least_s:
         state = step.prepare()
-        _wait(synchronize)
         start = perf_counter()
         step.run(state)
-        _wait(synchronize)
         elapsed += perf_counter() - start
         calls += 1
     return elapsed / max(calls, 1)
-
-
-def _wait(synchronize: Callable[[], object] | None) -> None:
-    if synchronize is not None:
-        synchronize()
 
 
 @contextmanager

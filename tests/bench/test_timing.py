@@ -63,12 +63,6 @@ def test_preparation_is_not_timed():
     assert order[:2] == ["prepare", "state"]
 
 
-def test_the_device_is_waited_for():
-    waits = []
-    timing.seconds_per_call(lambda: None, 0.0, lambda: waits.append(0))
-    assert len(waits) == 3  # before, after the only call, before the clock is read
-
-
 def test_spread():
     assert timing.spread([3.0]) == timing.Spread(3, 3, 3)
     found = timing.spread([5.0, 1.0, 3.0, 2.0, 4.0])
