@@ -24,6 +24,7 @@ namespace mmfast::cuda {
 template <typename Args>
 void launch(void (*kernel)(const Args), int64_t blocks, int32_t threads, int64_t shared_bytes,
             cudaStream_t stream, const Args& args) {
+  static_assert(sizeof(Args) <= 4096, "more than a kernel's arguments hold before CUDA 12.1");
   constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;
   const unsigned grid = static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks);
   if (grid > 0) {
