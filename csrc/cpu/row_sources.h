@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "../checks.h"
+#include "../row_checks.h"
 #include "matmul.h"
 #include "row_map.h"
 #include "scalar.h"
@@ -158,8 +158,8 @@ class RowCall {
     args.cols = cols;
     args.total = product(batch_);
     args.present = -1;
+    check_present(present, list_[0], name_, batch_, args.count);
     if (present) {
-      check_present(*present, args.count);
       args.present_stride = sources_.add_strided(*present);
       args.present = count_++;
     }
@@ -170,32 +170,10 @@ class RowCall {
   }
 
  private:
-  // Every tensor has the shape, dtype and device of the first.
   static const std::vector<Tensor>& checked(const std::vector<Tensor>& list, const char* name,
                                             int64_t row_dims) {
-    STD_TORCH_CHECK(!list.empty(), name, " is empty; it must hold at least one tensor");
-    for (size_t i = 0; i < list.size(); ++i) {
-      const Item item{name, i};
-      check_floating(list[i], item);
-      STD_TORCH_CHECK(list[i].dim() >= row_dims, item, " has shape ", shape_string(list[i]),
-                      "; it must have at least ", row_dims, " dimensions");
-      check_storage(list[i], [&] { return item; });
-      if (i > 0) {
-        check_alike(list[i], item, list[0], Item{name, 0});
-        check_shape(list[i], item, sizes_of(list[0]));
-      }
-    }
+    check_list(list, name, row_dims);
     return list;
-  }
-
-  void check_present(const Tensor& present, int64_t count) const {
-    STD_TORCH_CHECK(present.scalar_type() == ScalarType::Bool, "present has dtype ",
-                    torch::headeronly::toString(present.scalar_type()), "; it must be bool");
-    Dims sizes = batch_;
-    sizes.push_back(count);
-    check_shape(present, "present", sizes);
-    check_device(present, "present", list_[0], name_);
-    check_storage(present, [] { return "present"; });
   }
 
   const std::vector<Tensor>& list_;

@@ -26,7 +26,7 @@ struct AttentionPool {
     check_alike(query, "query", inputs[0], "inputs[0]");
     check_shape(query, "query", shared_query ? Dims{cols} : sizes_of(inputs[0]));
     check_storage(query, [] { return "query"; });
-    check_present(present, inputs[0], batch_of(inputs[0]), count);
+    check_present(present, inputs[0], "inputs", batch_of(inputs[0]), count);
     weights_sizes.push_back(heads);
     weights_sizes.push_back(count);
     for (const Tensor& x : inputs) {

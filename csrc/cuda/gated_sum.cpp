@@ -19,7 +19,7 @@ struct GatedSum {
     args.gates = static_cast<int32_t>(gates.size());
     STD_TORCH_CHECK(args.gates == count || args.gates == count - 1, "gates holds ", args.gates,
                     " tensors; it must hold as many as values, ", count, ", or one fewer");
-    check_present(present, values[0], batch_of(values[0]), count);
+    check_present(present, values[0], "values", batch_of(values[0]), count);
     for (const Tensor& x : values) {
       call.add(x);
     }

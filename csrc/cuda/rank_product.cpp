@@ -20,7 +20,7 @@ struct RankProduct {
     check_count("factors", count);
     args.ranks = factors[0].size(factors[0].dim() - 2);
     out_sizes.push_back(cols);
-    check_present(present, factors[0], batch_of(factors[0], 2), count);
+    check_present(present, factors[0], "factors", batch_of(factors[0], 2), count);
     if (weights) {
       check_alike(*weights, "weights", factors[0], "factors[0]");
       check_shape(*weights, "weights", Dims{args.ranks});

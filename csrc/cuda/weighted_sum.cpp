@@ -39,7 +39,7 @@ struct WeightedSum {
     check_alike(weights, "weights", inputs[0], "inputs[0]");
     check_shape(weights, "weights", sizes);
     check_storage(weights, [] { return "weights"; });
-    check_present(present, inputs[0], batch, count);
+    check_present(present, inputs[0], "inputs", batch, count);
     for (const Tensor& x : inputs) {
       call.add(x);
     }
