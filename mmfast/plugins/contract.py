@@ -139,7 +139,9 @@ class Encoder(Protocol):
     which each worker seeds. What an encoder learns from the training split before training, such as
     a vocabulary or means, is part of its options: an optional class method ``fit_options(samples,
     **options)`` takes an iterable of raw samples and returns the options completed by what it
-    found, ready for JSON and the constructor; what the caller gave stays.
+    found, ready for JSON and the constructor; what the caller gave stays. An encoder that can learn
+    to rebuild its input has an optional method ``pretrainer()``: a new module that shares the
+    encoder and whose ``forward(batch)`` is the loss, for stages of objective reconstruction.
     """
 
     spec: EncoderSpec
