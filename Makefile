@@ -13,11 +13,12 @@ CUDA_TOOLS := $(VENV)/.cuda-tools
 CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 LINTED := $(CXX_FILES) $(wildcard tests/cuda/*.cpp tests/cuda/on_host/*.h tests/cuda/on_host/*.cpp)
 
-.PHONY: help build demo test test-torch bench bench-pytest lint format cuda-check gpu dist clean
+.PHONY: help build demo test test-on-host test-torch bench bench-pytest lint format cuda-check gpu dist clean
 
 help:
 	@echo "make demo        train the emoji models and time the fusion layer (about 2 minutes)"
 	@echo "make test        run the test suite"
+	@echo "make test-on-host  run the CUDA kernels on the CPU, thread by thread (minutes)"
 	@echo "make build       make .venv and build the extension in place"
 	@echo "make test-torch  TORCH=2.15.0: run the operator tests of the built wheel under another torch"
 	@echo "make bench       time the operators against their peers; ARGS='--grid' and others"
@@ -62,6 +63,10 @@ demo: $(BUILT)
 
 test: $(BUILT)
 	$(BIN)/python -m pytest
+
+# The CUDA kernels as they are, their threads and instructions acted out by the CPU.
+test-on-host: $(BUILT)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m on_host -n auto tests/cuda
 
 bench: $(BUILT)
 	$(BIN)/mmfast bench $(ARGS)

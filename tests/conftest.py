@@ -17,6 +17,9 @@ ON_DEVICES = ("ops", "functional", "nn")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu_only: about the CPU's way, or of tensors made there")
+    config.addinivalue_line(
+        "markers", "on_host: CUDA kernels acted out on the CPU, minutes of it; make test-on-host"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -36,6 +36,8 @@ from ops.test_concat_linear_index import (  # noqa: E402, F401
     test_exact as test_index_exact,
 )
 
+pytestmark = pytest.mark.on_host
+
 GPUS = {"hopper": (9, 0, 3), "ampere": (8, 0, 2)}
 
 

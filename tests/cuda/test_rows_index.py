@@ -9,6 +9,8 @@ import random
 import cuda_on_host
 import pytest
 
+pytestmark = pytest.mark.on_host
+
 THREADS = 256
 BIG = 2**31 + 12345
 

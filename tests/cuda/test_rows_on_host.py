@@ -44,6 +44,8 @@ from ops.test_fused_guards import (  # noqa: E402, F401
 )
 from ops.test_merge_attention import test_merge, test_merge_special_values  # noqa: E402, F401
 
+pytestmark = pytest.mark.on_host
+
 OPERATORS = (attention_pool, gated_sum, rank_product, weighted_sum)
 
 
