@@ -199,9 +199,8 @@ class ContrastiveLoss(nn.Module):
         """The loss of the pairs; see the class for shapes."""
         if self.training:
             # Clamping in the graph instead would leave a parameter beyond the bound without a
-            # gradient, and there for ever.
-            with torch.no_grad():
-                self.logit_scale.clamp_(max=math.log(LARGEST_SCALE))
+            # gradient, and there for ever. `data`: the loss may be used twice before backward.
+            self.logit_scale.data.clamp_(max=math.log(LARGEST_SCALE))
         scale = self.logit_scale.clamp(max=math.log(LARGEST_SCALE)).exp()
         return contrastive_loss(a, b, scale, chunk_rows=self.chunk_rows)
 

@@ -361,3 +361,21 @@ def test_class_balanced_weights_refuse():
         losses.class_balanced_weights(torch.ones(2, 2))
     with pytest.raises(ValueError, match=r"beta is 1\.0"):
         losses.class_balanced_weights([3, 1], 1.0)
+
+
+def test_contrastive_loss_used_twice_before_backward():
+    """Three modalities make three pairs of one temperature."""
+    a, b, c = (torch.randn(6, 4, requires_grad=True) for _ in range(3))
+    loss = ContrastiveLoss()
+    total = loss(a, b) + loss(a, c)
+    total.backward()
+    scale = loss.logit_scale.detach().exp()
+    expected = torch.zeros(())
+    for other in (b, c):
+        x, y = (nn.functional.normalize(v.detach(), dim=1) for v in (a, other))
+        logits = scale * x @ y.t()
+        rows = torch.arange(6)
+        way = nn.functional.cross_entropy
+        expected = expected + (way(logits, rows) + way(logits.t(), rows)) / 2
+    torch.testing.assert_close(total.detach(), expected)
+    assert loss.logit_scale.grad is not None

@@ -22,11 +22,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from mmfast.data.cached import CachedFeatures, Part, Pending, join_parts, read_parts, write_part
 from mmfast.data.content import content_of, raw_bytes
-from mmfast.data.dataset import MultimodalDataset, collate, detached_preprocess
+from mmfast.data.dataset import MultimodalDataset, detached_preprocess, make_loader, raised
 from mmfast.data.read import ColumnSpec
 from mmfast.data.table import Progress, Table
 from mmfast.plugins import Encoder, Features
@@ -163,19 +162,18 @@ def _encoded(
     module: Any = encoder
     if device is None:
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    loader = DataLoader(
+    loader = make_loader(
         MultimodalDataset(
             table, {"x": spec}, torch.tensor(rows), {"x": detached_preprocess(encoder, False)}
         ),
+        {"x": encoder.collate},
         batch_size=batch_size,
         num_workers=workers,
-        collate_fn=partial(collate, collates={"x": encoder.collate}),
-        generator=torch.Generator(),  # it would draw from the global one
     )
     training = module.training
     module.eval()
     try:
-        for batch in loader:
+        for batch in raised(loader):
             features: Features = encoder(batch.to(device).inputs["x"])
             yield from zip(features.values.cpu(), features.mask.cpu(), strict=True)
     finally:

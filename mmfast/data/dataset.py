@@ -6,14 +6,15 @@ import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from mmfast.data.cache import CachedFeatures
-from mmfast.data.read import ColumnSpec, cell_error, check_columns, read_cell
+from mmfast.data.read import CellError, ColumnSpec, cell_error, check_columns, read_cell
 from mmfast.data.sampler import Draw, Draws, derived_seed
 from mmfast.data.table import Table
 from mmfast.plugins import Batch, Encoder
@@ -179,6 +180,46 @@ def collate(samples: Sequence[Sample] | MultimodalBatch, collates: Collates) -> 
     labels = [sample.label for sample in samples if sample.label is not None]
     rows = torch.tensor([sample.row for sample in samples], dtype=torch.int64)
     return MultimodalBatch(inputs, torch.stack(labels) if labels else None, rows)
+
+
+def make_loader(
+    dataset: MultimodalDataset, collates: Collates, **options: Any
+) -> DataLoader[MultimodalBatch | CellError]:
+    """A loader whose batches :func:`raised` returns; ``options`` are those of ``DataLoader``."""
+    return DataLoader(
+        _CellErrorsAsItems(dataset),
+        collate_fn=partial(_collate_unless_error, collates=collates),
+        generator=torch.Generator(),  # it would draw a seed from the global one
+        **options,
+    )
+
+
+def raised(loader: DataLoader[MultimodalBatch | CellError]) -> Iterator[MultimodalBatch]:
+    """The batches of a loader from :func:`make_loader`; raises the CellError of one that failed."""
+    for batch in loader:
+        if isinstance(batch, CellError):
+            raise batch
+        yield batch
+
+
+class _CellErrorsAsItems(Dataset[Any]):
+    """Hands a CellError on: raised in a worker, it would arrive with a traceback for a message."""
+
+    def __init__(self, dataset: MultimodalDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, draws: Sequence[Draw | int]) -> Any:
+        try:
+            return self.dataset.__getitems__(draws)
+        except CellError as error:
+            return error
+
+
+def _collate_unless_error(samples: Any, collates: Collates) -> MultimodalBatch | CellError:
+    return samples if isinstance(samples, CellError) else collate(samples, collates)
 
 
 def detached_preprocess(encoder: Encoder, training: bool) -> Callable[[Any], Any]:

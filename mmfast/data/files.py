@@ -47,7 +47,7 @@ def locate(cell: str, root: Path | None, *, folder: bool = False) -> str:
         raise Unreadable("is an address; only files are read: download it, and name the file", cell)
     if root is None:
         raise Unreadable("is a path, but the table has no folder; set root for this column", cell)
-    home = _real(str(root))
+    home = _real(os.path.join(os.getcwd(), root))  # a notebook may change its folder
     try:
         path = os.path.realpath(os.path.join(home, cell))
         if os.path.commonpath([home, path]) != home:

@@ -8,7 +8,7 @@ seed means the same split under every version of every library.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
@@ -91,16 +91,18 @@ def grouped_split(
     return _split(sides)
 
 
-def column_split(values: Sequence[Any]) -> Split:
+def column_split(values: Sequence[Any], where: Callable[[int], str] | None = None) -> Split:
     """The division that a column of the table states.
 
     Args:
         values: of each row ``train``, ``val`` or ``test``; also ``training``, ``valid``,
             ``validation`` and ``dev``, in any case.
+        where: how an error names the row of a value; by default by its place in ``values``.
 
     Raises:
         ValueError: any other value, with its rows.
     """
+    named = where or (lambda row: f"row {row}")
     sides: dict[str, list[int]] = {side: [] for side in Split._fields}
     unknown: dict[Any, list[int]] = {}
     for row, value in enumerate(values):
@@ -108,7 +110,7 @@ def column_split(values: Sequence[Any]) -> Split:
         (sides[side] if side else unknown.setdefault(value, [])).append(row)
     if unknown:
         told = "; ".join(
-            f"{value!r} in row {', '.join(map(str, rows[:5]))}{' ...' if len(rows) > 5 else ''}"
+            f"{value!r} in {', '.join(map(named, rows[:5]))}{' ...' if len(rows) > 5 else ''}"
             for value, rows in list(unknown.items())[:5]
         )
         raise ValueError(f"the split column must say train, val or test; it says {told}")

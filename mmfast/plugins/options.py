@@ -32,6 +32,26 @@ def checked_options(
     return dict(options)
 
 
+def check_option_names(
+    what: str, factory: Callable[..., Any], options: Mapping[str, Any], given: Iterable[str] = ()
+) -> None:
+    """Raise TypeError for an option that neither ``factory`` nor its ``fit_options`` takes.
+
+    Values are not looked at, nor whether all that are needed are there: ``fit_options`` finds some.
+    Arguments as for :func:`checked_options`.
+    """
+    known = _option_names(factory, given)
+    if known is None:
+        return
+    fit = getattr(factory, "fit_options", None)
+    if fit is not None:  # its first argument, the samples, is no option
+        taken = list(inspect.signature(fit).parameters.values())[1:]
+        known += [p.name for p in taken if p.kind is not p.VAR_KEYWORD and p.name not in known]
+    for key in options:
+        if key not in known:
+            raise unknown_option(what, key, known)
+
+
 def unknown_option(what: str, option: str, known: list[str]) -> TypeError:
     """The error for an option that does not exist."""
     near = difflib.get_close_matches(option, known, n=1)
@@ -64,6 +84,27 @@ def _check_signature(
     for key, parameter in named.items():
         if key not in options and parameter.default is parameter.empty:
             raise TypeError(f"{what} needs the option {key!r}; {_takes(known)}")
+
+
+def _option_names(factory: Callable[..., Any], given: Iterable[str]) -> list[str] | None:
+    """The options of a plugin; None where any name will do, or nobody can know."""
+    model: Any = getattr(factory, "Options", None)
+    if hasattr(model, "model_validate"):
+        if model.model_config.get("extra") == "allow":
+            return None
+        aliases = [field.alias for field in model.model_fields.values() if field.alias]
+        return [*model.model_fields, *aliases]
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except ValueError:  # a callable written in C may have none
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return [
+        parameter.name
+        for parameter in parameters
+        if parameter.name not in given and parameter.kind is not parameter.VAR_POSITIONAL
+    ]
 
 
 def _by_model(what: str, model: Any, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from mmfast.data import BatchSampler, MultimodalDataset, collate
-from mmfast.data.dataset import Collates
+from mmfast.data import BatchSampler, MultimodalDataset
+from mmfast.data.dataset import Collates, make_loader, raised
 from mmfast.plugins import Batch, Features
 
 
@@ -53,13 +49,8 @@ class Batches:
     ) -> None:
         self.sampler = sampler
         self.cached = frozenset(dataset.features)
-        self.loader: DataLoader[Any] = DataLoader(
-            dataset,
-            batch_sampler=sampler,  # type: ignore[arg-type]
-            num_workers=workers,
-            pin_memory=pin_memory,
-            collate_fn=partial(collate, collates=collates),
-            generator=torch.Generator(),  # it would draw a seed from the global one
+        self.loader = make_loader(
+            dataset, collates, batch_sampler=sampler, num_workers=workers, pin_memory=pin_memory
         )
 
     @property
@@ -70,7 +61,7 @@ class Batches:
     def epoch(self, number: int = 0, start: int = 0) -> Iterator[ModelBatch]:
         """The batches of an epoch, from the batch ``start`` on."""
         self.sampler.set_epoch(number, start)
-        for batch in self.loader:
+        for batch in raised(self.loader):
             inputs: dict[str, Batch | Features] = dict(batch.inputs)
             for name in self.cached:
                 inputs[name] = Features(**inputs[name])  # type: ignore[arg-type]

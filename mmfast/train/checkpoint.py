@@ -133,7 +133,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
     for name in (_STATE, _CONFIG):
         if name not in manifest["files"]:
             raise CheckpointError(f"{path / _MANIFEST} lists no {name}; it is no mmfast checkpoint")
-    state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    try:
+        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path / _STATE} is no JSON: {error}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path / _STATE} is not of an mmfast checkpoint")
     config = (path / _CONFIG).read_text(encoding="utf-8")
     return Checkpoint(path, tensors, state, config, manifest)
 

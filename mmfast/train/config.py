@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
+from torch import nn
 
 from mmfast.train.config_errors import problems_of
 from mmfast.train.yaml_source import ConfigError, Source, apply_overrides, parse_yaml, read_yaml
@@ -124,8 +125,8 @@ class Encoder(_Section):
     """The plugin's own options; the plugin checks them."""
     freeze: Literal["none", "all"] | Count = "none"
     """What stays as it is: nothing, everything, or that many layer groups from the input."""
-    lr_scale: NotNegative = 1.0
-    """Factor on the learning rate of this encoder."""
+    lr_scale: Positive = 1.0
+    """Factor on the learning rate of this encoder; for one that is not to learn, `freeze: all`."""
 
 
 class Fusion(_Section):
@@ -256,7 +257,7 @@ class Train(_Section):
 class Config(_Section):
     """A whole configuration; see the sections for every key."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     run: Run = Run()
     data: Data
     model: Model
@@ -266,6 +267,14 @@ class Config(_Section):
     @model_validator(mode="after")
     def _names_agree(self) -> Config:
         _known("model.encoders", self.model.encoders, "data.columns", self.data.columns)
+        for name in self.model.encoders:
+            # They become names of modules, which dots divide and methods of nn.ModuleDict occupy.
+            if not name or "." in name or hasattr(nn.ModuleDict, name) or name == "training":
+                raise ValueError(
+                    f"model.encoders and data.columns name a modality {name!r}, which cannot be "
+                    "used: it must not be empty, contain a dot, or be a name that PyTorch's "
+                    "modules use themselves, such as 'type'; choose another"
+                )
         for stage in self.train.stages:
             _known(f"the stage {stage.name}", stage.freeze, "model.encoders", self.model.encoders)
         if self.data.split.method == "grouped" and self.data.group is None:

@@ -65,7 +65,8 @@ class Console(Listener):
         values = {k: v for k, v in record.items() if isinstance(v, float) and k != "seconds"}
         told = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         head = f"{record['stage']} epoch {record['epoch']}"
-        self.console.print(f"{head}  {told}  ({record['seconds']:.1f} s)", highlight=False)
+        line = f"{head}  {told}  ({record['seconds']:.1f} s)"
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     def _new_bar(self, what: str, total: int, done: int) -> None:
         for task in self.bar.task_ids:

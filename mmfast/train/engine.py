@@ -279,7 +279,9 @@ class _Run:
         least = stopping.min_delta if stopping else 0.0
         sign = -1 if metric in SMALLER_IS_BETTER else 1
         best = self.progress.best
-        if math.isnan(value) or (best is not None and sign * (value - best) <= least):
+        if math.isnan(value):  # as bad as can be; the stage's first is still the best so far
+            return self.progress.epoch == 0
+        if best is not None and sign * (value - best) <= least:
             return False
         self.progress.best = value
         return True

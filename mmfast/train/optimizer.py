@@ -49,8 +49,7 @@ def make_optimizer(
     for name, encoder in model.get_submodule("encoders").named_children():
         in_encoders |= {id(parameter) for parameter in encoder.parameters()}
         rate = lr * config.model.encoders[name].lr_scale
-        if rate:
-            groups += parameter_groups(encoder, rate, train.layer_decay, train.weight_decay)
+        groups += parameter_groups(encoder, rate, train.layer_decay, train.weight_decay)
     rest = [p for p in objective.parameters() if id(p) not in in_encoders]
     for decays in (True, False):
         params = [p for p in rest if (p.dim() > 1) == decays]

@@ -123,8 +123,10 @@ def split_rows(config: Config, table: Table, rows: Tensor) -> Split:
     drawn: dict[str, Any] = {"fractions": split.fractions, "seed": split.seed}
     if split.method == "column":
         assert split.column is not None
-        cells = table.column(split.column)
-        found = column_split([cells[row] for row in rows.tolist()])
+        cells, numbers = table.column(split.column), rows.tolist()
+        found = column_split(
+            [cells[row] for row in numbers], lambda place: table.where(numbers[place])
+        )
     elif split.method == "random":
         found = random_split(len(rows), **drawn)
     elif split.method == "grouped":
@@ -169,15 +171,19 @@ def learn_labels(config: Config, table: Table, rows: Tensor) -> Labels | None:
 
 
 def learn_options(
-    config: Config, table: Table, specs: Mapping[str, ColumnSpec], rows: Tensor
+    config: Config,
+    table: Table,
+    specs: Mapping[str, ColumnSpec],
+    checked: Checked,
+    rows: Tensor,
 ) -> dict[str, dict[str, Any]]:
     """By modality, the encoder's options completed by what it finds in the training rows."""
-    return {
-        name: fit_encoder_options(
-            encoder.name, _RawSamples(table, specs[name], rows), **encoder.options
-        )
-        for name, encoder in config.model.encoders.items()
-    }
+    found = {}
+    for name, encoder in config.model.encoders.items():
+        readable = [row for row in rows.tolist() if (row, name) not in checked.missing]
+        samples = _RawSamples(table, specs[name], readable)
+        found[name] = fit_encoder_options(encoder.name, samples, **encoder.options)
+    return found
 
 
 def build_model(
@@ -330,8 +336,8 @@ def versions(config: Config) -> dict[str, Any]:
 class _RawSamples(Sequence[Any]):
     """The raw samples of some rows, read when they are asked for."""
 
-    def __init__(self, table: Table, spec: ColumnSpec, rows: Tensor) -> None:
-        self.table, self.spec, self.rows = table, spec, rows.tolist()
+    def __init__(self, table: Table, spec: ColumnSpec, rows: Sequence[int]) -> None:
+        self.table, self.spec, self.rows = table, spec, rows
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from mmfast.data import Labels, Split, Table, derived_seed
-from mmfast.train.accelerator import make_accelerator
+from mmfast.train.accelerator import make_accelerator, start_trackers
 from mmfast.train.batches import Batches
 from mmfast.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from mmfast.train.config import Config, config_from_yaml, differences
 from mmfast.train.engine import train
+from mmfast.train.export import example_rows, export_model, save_program
 from mmfast.train.parts import Listener, Parts, Progress, TrainingError
 from mmfast.train.prepare import (
     Examples,
@@ -42,6 +42,8 @@ from mmfast.train.signals import listen
 from mmfast.train.tasks import Task
 
 Side = Literal["train", "val", "test"]
+
+_STATE = {"progress", "labels", "options", "fold", "fingerprint", "optimizer", "rng", "scaler"}
 
 
 @dataclass
@@ -89,7 +91,7 @@ class Run:
             CheckpointError: there is no such checkpoint, or it was altered.
             ValueError, PluginLoadError: an encoder or fusion that it needs is not to be had.
         """
-        checkpoint = load_checkpoint(Path(path) / which)
+        checkpoint = _read(Path(path) / which)
         config = config_from_yaml(checkpoint.config, str(checkpoint.path / "config.yaml"))
         state = checkpoint.state
         labels = None if state["labels"] is None else Labels.from_dict(state["labels"])
@@ -150,16 +152,12 @@ class Run:
     def export(self, path: str | Path) -> Path:
         """Write the model as a ``torch.export`` program (.pt2), with a batch of any size.
 
-        Its input is what the encoders' ``collate`` return, by modality; preprocessing stays in
-        Python.
+        It takes what the encoders' ``collate`` return, by modality; preprocessing stays in Python.
         """
         table, specs, checked = read_examples(self.config, labelled=False)
-        rows = checked.rows[:2]
+        rows = example_rows(table, specs, checked)
         batches = self._batches(Examples(table, specs, checked, None), rows, False)
-        example = next(batches.epoch()).inputs
-        dynamic = tree_map_only(Tensor, lambda x: _any_sizes(x), example)
-        program = torch.export.export(self.model, (example,), dynamic_shapes=(dynamic,))
-        torch.export.save(program, Path(path))
+        save_program(export_model(self.model, next(batches.epoch()).inputs), Path(path))
         return Path(path)
 
     def _told(self, found: Mapping[str, Any], place: int) -> dict[str, Any]:
@@ -236,7 +234,7 @@ def fit(
     ):
         seed_all(derived_seed(config.seed, "rank", accelerator.process_index))
         parts = _parts(config, accelerator, checkpoint, fold, notify)
-        accelerator.init_trackers(folder.name, config=config.model_dump(mode="json"))
+        start_trackers(accelerator, config)
         with listen() as interruption:
             progress = train(
                 parts,
@@ -271,10 +269,11 @@ def _parts(
     split = divide(config, table, checked.rows, fold)
     if not len(split.train):
         raise TrainingError("the training split is empty; look at data.split.fractions")
+    _check_validation(config, split)
     fingerprint = _fingerprint(table, split)
     if checkpoint is None:
         labels = learn_labels(config, table, split.train)
-        options = learn_options(config, table, specs, split.train)
+        options = learn_options(config, table, specs, checked, split.train)
     else:
         labels, options = _learned(checkpoint, fingerprint)
     examples = Examples(table, specs, checked, labels)
@@ -310,6 +309,19 @@ def _parts(
     )
 
 
+def _check_validation(config: Config, split: Split) -> None:
+    wanted = {
+        "train.early_stopping": config.train.early_stopping is not None,
+        "train.schedule: plateau": config.train.schedule == "plateau",
+    }
+    for name, on in wanted.items():
+        if on and not len(split.val):
+            raise TrainingError(
+                f"{name} watches the validation split, which is empty; give it rows by "
+                "data.split, or take the setting out"
+            )
+
+
 def _learned(
     checkpoint: Checkpoint, fingerprint: str
 ) -> tuple[Labels | None, dict[str, dict[str, Any]]]:
@@ -332,13 +344,23 @@ def _former(config: Config, folder: Path, resume: bool) -> Checkpoint | None:
             f"{folder} holds a run already; go on with it by --resume auto, or choose another "
             "run.dir"
         )
-    checkpoint = load_checkpoint(folder / "last")
+    checkpoint = _read(folder / "last")
     former = config_from_yaml(checkpoint.config, str(checkpoint.path / "config.yaml"))
     changed = differences(former, config, besides=("run", "data.workers", "data.cache"))
     if changed:
         raise TrainingError(
             f"{folder} was trained with another configuration and cannot be resumed with this one: "
             f"{'; '.join(changed)}"
+        )
+    return checkpoint
+
+
+def _read(path: Path) -> Checkpoint:
+    checkpoint = load_checkpoint(path)
+    lacking = _STATE - set(checkpoint.state)
+    if lacking:
+        raise CheckpointError(
+            f"{path} is of no run of mmfast: its state lacks {', '.join(sorted(lacking))}"
         )
     return checkpoint
 
@@ -361,11 +383,6 @@ def _fingerprint(table: Table, split: Split) -> str:
     return digest.hexdigest()
 
 
-def _any_sizes(x: Tensor) -> dict[int, Any]:
-    """All dimensions may differ from the example's, so far as the model allows it."""
-    return dict.fromkeys(range(x.dim()), torch.export.Dim.AUTO)
-
-
 @contextmanager
 def _locked(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     """Keep a second process from training in the same folder."""
@@ -379,7 +396,8 @@ def _locked(folder: Path, accelerator: Accelerator) -> Iterator[None]:
         raise TrainingError(f"run.dir {folder} cannot be written to: {error.strerror}") from error
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Not flock: the workers of a run that was killed would hold on to it for seconds.
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise TrainingError(f"another process is training in {folder}") from error
         yield

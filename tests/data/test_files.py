@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 from data_files import png
@@ -37,6 +38,14 @@ def test_the_root_may_be_a_link_and_relative(tree, monkeypatch):
     assert read("a.png", tree / "link").size == (5, 4)
     monkeypatch.chdir(tree)
     assert file_bytes("a.png", os.path.relpath("link")) == png()
+
+
+def test_a_relative_root_follows_the_working_folder(tree, monkeypatch):
+    for name in ("one", "two"):
+        (tree / name / "here").mkdir(parents=True)
+        (tree / name / "here" / "a").write_text(name)
+        monkeypatch.chdir(tree / name)
+        assert file_bytes("a", Path("here")) == name.encode()
 
 
 @pytest.mark.parametrize("modality", ["image", "audio", "video", "features"])

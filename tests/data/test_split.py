@@ -76,7 +76,7 @@ def test_a_column_says_the_split():
 
 
 def test_a_column_says_something_else():
-    with pytest.raises(ValueError, match="'holdout' in row 1; None in row 2, 3"):
+    with pytest.raises(ValueError, match="'holdout' in row 1; None in row 2, row 3"):
         column_split(["train", "holdout", None, None])
 
 

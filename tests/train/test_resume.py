@@ -1,5 +1,6 @@
 """A run that is killed and resumed ends with the bits of one that was not."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -113,12 +114,37 @@ def test_a_finished_run_resumed_stays_as_it_is(tmp_path):
     assert (tmp_path / "run" / "last").resolve() == before
 
 
-def test_two_processes_do_not_share_a_folder(tmp_path):
-    import fcntl
+HOLD = """
+import os, sys, time, types
+from pathlib import Path
+from mmfast.train.run import _locked
 
-    config = small_config(tmp_path)
-    (tmp_path / "run").mkdir()
-    with (tmp_path / "run" / ".lock").open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+with _locked(Path(sys.argv[1]), types.SimpleNamespace(is_main_process=True)):
+    worker = os.fork()
+    if not worker:
+        time.sleep(120)
+        os._exit(0)
+    print(worker, flush=True)
+    sys.stdin.read()
+    os._exit(0)  # as if killed: nothing is released by hand
+"""
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    """But a worker that outlives the process that held it does not hold it."""
+    config = small_config(tmp_path, "train.epochs=1")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path / "run"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    worker = int(holder.stdout.readline())
+    try:
         with pytest.raises(TrainingError, match="another process is training in"):
             fit(config)
+        holder.stdin.close()
+        holder.wait()
+        assert fit(config).progress.done
+    finally:
+        os.kill(worker, signal.SIGKILL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -30,6 +31,23 @@ def told(command: str, body: Callable[[], int]) -> int:
             raise
         print(f"mmfast {command}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"mmfast {command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def output_path(option: str, name: str, *suffixes: str) -> Path:
+    """The path of a file to write, found fit before the work that fills it.
+
+    Raises:
+        ValueError: it ends in none of ``suffixes``, or its folder is not there or not writable.
+    """
+    path = Path(name)
+    if path.suffix not in suffixes:
+        raise ValueError(f"{option} is {name}; it must end in {' or '.join(suffixes)}")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ValueError(f"{option} is {name}; there is no folder {path.parent} to write to")
+    return path
 
 
 def print_metrics(title: str, metrics: Mapping[str, float]) -> None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 
+from mmfast.nn.registry import FUSIONS
+from mmfast.plugins import PluginLoadError
+from mmfast.plugins.encoders import ENCODERS
+from mmfast.plugins.options import check_option_names
+from mmfast.plugins.registry import Registry
 from mmfast.train.commands.common import told
-from mmfast.train.config import json_schema, load_config, to_yaml
+from mmfast.train.config import Config, Encoder, Fusion, json_schema, load_config, to_yaml
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,17 +42,20 @@ def main(argv: list[str] | None = None) -> int:
     return told("config", body)
 
 
-def _check_plugins(config: object) -> None:
-    """Raise for an encoder or fusion that is not installed; imports none."""
-    from mmfast.nn import list_fusions
-    from mmfast.plugins import encoder_info
-    from mmfast.train.config import Config
-
-    assert isinstance(config, Config)
-    for encoder in config.model.encoders.values():
-        encoder_info(encoder.name)
-    name = config.model.fusion.name
-    if name not in list_fusions():
-        raise ValueError(
-            f"model.fusion.name is {name!r}; the fusions are {', '.join(list_fusions())}"
-        )
+def _check_plugins(config: Config) -> None:
+    """Raise for encoders and fusions that cannot be loaded or have no such option, all at once."""
+    chosen: list[tuple[str, Registry, Encoder | Fusion, tuple[str, ...]]] = [
+        (f"model.encoders.{name}", ENCODERS, encoder, ())
+        for name, encoder in config.model.encoders.items()
+    ]
+    chosen.append(("model.fusion", FUSIONS, config.model.fusion, ("in_features", "out_features")))
+    problems = []
+    for key, registry, plugin, given in chosen:
+        try:
+            factory = registry.load(registry.find(plugin.name))
+            what = f"the {registry.kind} {plugin.name!r}"
+            check_option_names(what, factory, plugin.options, given)
+        except (ValueError, TypeError, PluginLoadError) as error:
+            problems.append(f"{key}: {error}")
+    if problems:
+        raise ValueError("\n  ".join(["in the configuration:", *problems]))

@@ -13,6 +13,7 @@ from rich.table import Table
 from mmfast.train.commands.common import told
 from mmfast.train.config import Config, load_config
 from mmfast.train.console import Console
+from mmfast.train.prepare import fold_rows, read_examples
 from mmfast.train.run import Run, fit
 
 
@@ -27,8 +28,9 @@ def main(argv: list[str] | None = None) -> int:
     def body() -> int:
         config = load_config(arguments.config, arguments.overrides)
         results = []
-        for fold in range(config.data.split.folds):
-            run = _fold(config, fold, arguments.resume == "auto")
+        count = _count(config)
+        for fold in range(count):
+            run = _fold(config, fold, count, arguments.resume == "auto")
             if run.signal is not None:
                 print(f"interrupted in fold {fold + 1}; --resume auto goes on from there")
                 return 128 + run.signal
@@ -39,15 +41,18 @@ def main(argv: list[str] | None = None) -> int:
     return told("crossval", body)
 
 
-def _fold(config: Config, fold: int, resume: bool) -> Run:
+def _count(config: Config) -> int:
+    if config.data.split.method != "column":
+        return config.data.split.folds
+    table, _, checked = read_examples(config)
+    return len(fold_rows(config, table, checked.rows))
+
+
+def _fold(config: Config, fold: int, count: int, resume: bool) -> Run:
     folder = Path(config.run.dir) / f"fold-{fold + 1}"
     run = config.run.model_copy(update={"dir": str(folder)})
-    if resume and (folder / "best").exists():
-        finished = Run.load(folder)
-        if Run.load(folder, "last").progress.done:
-            return finished
     with Console() as console:
-        console.console.print(f"fold {fold + 1} of {config.data.split.folds}")
+        console.console.print(f"fold {fold + 1} of {count}")
         return fit(
             config.model_copy(update={"run": run}),
             resume=resume,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mmfast.train.commands.common import told
+from mmfast.train.commands.common import output_path, told
 from mmfast.train.run import Run
 
 
@@ -17,9 +17,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def body() -> int:
-        if not arguments.output.endswith(".pt2"):
-            raise ValueError(f"--output is {arguments.output}; it must end in .pt2")
-        print(Run.load(arguments.run, arguments.checkpoint).export(arguments.output))
+        output = output_path("--output", arguments.output, ".pt2")
+        print(Run.load(arguments.run, arguments.checkpoint).export(output))
         return 0
 
     return told("export", body)

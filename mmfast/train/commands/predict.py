@@ -6,9 +6,8 @@ import argparse
 import csv
 import json
 import os
-from pathlib import Path
 
-from mmfast.train.commands.common import told
+from mmfast.train.commands.common import output_path, told
 from mmfast.train.run import Run
 
 
@@ -24,9 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
 
     def body() -> int:
-        output = Path(arguments.output)
-        if output.suffix not in (".csv", ".jsonl"):
-            raise ValueError(f"--output is {output}; it must end in .csv or .jsonl")
+        output = output_path("--output", arguments.output, ".csv", ".jsonl")
         run = Run.load(arguments.run, arguments.checkpoint)
         # Beside the file, so that a failure leaves no half of one that looks whole.
         partial = output.with_name(f".{output.name}.partial")
@@ -44,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
                         writer.writeheader()
                     writer.writerow(record)
             os.replace(partial, output)
+        except OSError as error:
+            raise OSError(f"{output} could not be written: {error.strerror}") from error
         finally:
             partial.unlink(missing_ok=True)
         print(f"{count} rows: {output}")
