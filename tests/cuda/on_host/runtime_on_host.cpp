@@ -4,8 +4,8 @@
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include "on_host.h"
 #include "gemm_ptx_on_host.h"
+#include "on_host.h"
 
 namespace mmfast::cuda {
 
