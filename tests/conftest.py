@@ -15,13 +15,6 @@ DEVICES = ("cpu", "cuda") if torch.cuda.is_available() and host.build_info()["cu
 ON_DEVICES = ("ops", "functional", "nn")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cpu_only: about the CPU's way, or of tensors made there")
-    config.addinivalue_line(
-        "markers", "on_host: CUDA kernels acted out on the CPU, minutes of it; make test-on-host"
-    )
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """On a GPU too, but there only once for all instruction sets of the CPU."""
     folder = metafunc.definition.path.relative_to(HERE).parts[0]
