@@ -39,7 +39,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 # torchmetrics and transformers where they find it: its Python half lies apart, where
 # tests/encoders/conftest.py alone looks.
 $(EDITABLE): $(INSTALLED)
-	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[test]'
+	MMFAST_COMPILE=0 $(PIP) install -q -c constraints.txt --no-build-isolation -e '.[test]'
 	$(PIP) install -q -c constraints.txt --no-deps timm segmentation-models-pytorch \
 	  torchmultimodal-nightly
 	$(PIP) install -q -c constraints.txt --no-deps --upgrade --target $(VENV)/torchvision torchvision
@@ -53,7 +53,7 @@ $(BUILT): $(EDITABLE) setup.py $(CXX_FILES)
 	touch $@
 
 $(DEV_TOOLS): $(BUILT)
-	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	MMFAST_COMPILE=0 $(PIP) install -q -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
 
 build: $(BUILT)

@@ -3,6 +3,7 @@
 One build serves every torch from 2.10 on, since nothing outside the stable ABI is used. Settings
 come from the environment:
 
+MMFAST_COMPILE     0: install the Python files alone; the Makefile compiles in place.
 MMFAST_CUDA        1: build the CUDA kernels; 0: do not; unset: build them if a toolkit is found.
 MMFAST_CUDA_ARCHS  what to build them for, by default "80 90a 80+PTX".
 CUDA_HOME          the CUDA toolkit; unset: that of nvcc on PATH, else /usr/local/cuda.
@@ -133,4 +134,5 @@ def extension() -> Extension:
     )
 
 
-setup(ext_modules=[extension()], cmdclass={"build_ext": Build})
+extensions = [] if os.environ.get("MMFAST_COMPILE") == "0" else [extension()]
+setup(ext_modules=extensions, cmdclass={"build_ext": Build})
