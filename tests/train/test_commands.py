@@ -2,9 +2,9 @@
 
 import json
 
-import pytest
 import torch
 from pipeline import settings, small_config, write_config, write_table
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mmfast.cli import main
 from mmfast.train.config import load_config
@@ -22,11 +22,10 @@ def test_a_line_of_the_log_is_one_line(tmp_path, capsys):
 
 
 def test_tensorboard_gets_the_configuration_and_the_metrics(tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     fit(small_config(tmp_path, "run.trackers=[tensorboard]", "train.epochs=2"))
     found = {}
     for file in (tmp_path / "run").rglob("events.out.*"):
-        events = accumulator.EventAccumulator(str(file)).Reload()
+        events = EventAccumulator(str(file)).Reload()
         for tag in events.Tags()["scalars"]:
             found[tag] = [event.value for event in events.Scalars(tag)]
     assert len(found["train_loss"]) == 2
