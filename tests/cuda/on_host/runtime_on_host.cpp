@@ -4,8 +4,10 @@
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include "gemm_ptx_on_host.h"
+// clang-format off: the second needs what the first defines.
 #include "on_host.h"
+#include "gemm_ptx_on_host.h"
+// clang-format on
 
 namespace mmfast::cuda {
 
