@@ -32,6 +32,7 @@ from mmfast.train.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from mmfast.train.clock import Clock
 from mmfast.train.config import Config, Stage, to_yaml
 from mmfast.train.objectives import make_objective
 from mmfast.train.optimizer import freeze_for_stage, make_optimizer
@@ -103,6 +104,7 @@ class _Run:
         """Build what the stage trains, and put it where the checkpoint left it."""
         train = self.config.train
         self.stage = stage
+        self.clock = Clock(self.progress.seconds)
         self.epochs = stage.epochs or train.epochs
         self.batches = self.parts.train(stage.batch_size or train.batch_size)
         self.steps_per_epoch = math.ceil(self.batches.count / train.accumulate)
@@ -152,11 +154,15 @@ class _Run:
         every = self.config.run.checkpoint_steps
         done = min(progress.epoch_step * self.config.train.accumulate, self.batches.count)
         number = self.config.seed * 1_000_003 + progress.stage * 10_007 + progress.epoch
+        self.clock.lap(None)
         for micro in _chunks(self.batches.epoch(number, done), self.config.train.accumulate):
+            self.clock.lap("data")
             self._step(micro)
+            self.clock.lap("step")
             stop = self.interruption.agreed(self.accelerator)
             if stop or (every and progress.step % every == 0):
                 self.save()
+                self.clock.lap("checkpoints")
             if stop:
                 return False
         return True
@@ -179,9 +185,11 @@ class _Run:
             last = number == len(micro) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 loss, _ = self._loss(self.wrapped, batch)
+                self.clock.lap("forward")
                 share = len(batch.rows) / rows
                 self.accelerator.backward(loss * share)
-            total += _finite(loss, batch, progress) * share
+            total += _finite(loss, batch, progress) * share  # waits for a GPU
+            self.clock.lap("backward")
         clip = self.config.train.clip_norm
         if clip is not None:
             self.accelerator.clip_grad_norm_(self.wrapped.parameters(), clip)
@@ -218,6 +226,7 @@ class _Run:
             "seconds": time.monotonic() - self.started,
             **{f"val_{name}": value for name, value in self._validate().items()},
         }
+        self.clock.lap("evaluation")
         progress.history.append(record)
         self.accelerator.log(record, step=progress.step)
         better = self._is_best(record)
@@ -234,6 +243,7 @@ class _Run:
             self.save(best=better)
         elif better:
             self.save(best=True)
+        self.clock.lap("checkpoints")
         self.listener.on_epoch_end(record)
 
     def _validate(self) -> dict[str, float]:

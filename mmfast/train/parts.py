@@ -34,6 +34,8 @@ class Progress:
         lr_cut: what the plateau schedule has multiplied the rates by.
         done: whether all stages have ended.
         history: a record per epoch.
+        seconds: spent so far, by part: data, forward, backward, step, evaluation, checkpoints. On a
+            GPU ``forward`` launches what ``backward`` then waits for.
     """
 
     stage: int = 0
@@ -48,6 +50,7 @@ class Progress:
     lr_cut: float = 1.0
     done: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
