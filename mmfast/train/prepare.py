@@ -94,7 +94,7 @@ def read_examples(
     data = config.data
     options = data.options if source is None else None
     table = read_table(source or data.source, options)
-    specs = {name: _spec(config, name) for name in config.model.encoders}
+    specs = {name: column_spec(config, name) for name in config.model.encoders}
     rows = None
     if config.task.type == "retrieval":
         rows = torch.tensor(
@@ -351,7 +351,7 @@ class _RawSamples(Sequence[Any]):
         return (read_cell(self.table, row, self.spec) for row in self.rows)
 
 
-def _spec(config: Config, name: str) -> ColumnSpec:
+def column_spec(config: Config, name: str) -> ColumnSpec:
     column = config.data.columns[name]
     return ColumnSpec(
         column.column or "",
