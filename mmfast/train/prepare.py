@@ -352,6 +352,7 @@ class _RawSamples(Sequence[Any]):
 
 
 def column_spec(config: Config, name: str) -> ColumnSpec:
+    """Where the cells of a modality are, as ``data.columns`` says."""
     column = config.data.columns[name]
     return ColumnSpec(
         column.column or "",
