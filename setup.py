@@ -8,6 +8,8 @@ MMFAST_CUDA        1: build the CUDA kernels; 0: do not; unset: build them if a 
 MMFAST_CUDA_ARCHS  what to build them for, by default "80 90a 80+PTX".
 CUDA_HOME          the CUDA toolkit; unset: that of nvcc on PATH, else /usr/local/cuda.
 MAX_JOBS           compiler processes at a time.
+MMFAST_SANITIZE    address or thread: build for that sanitizer of the compiler, which must be loaded
+                   before Python; scripts/sanitize.py does all of it.
 
 The torch that is built with may be one without CUDA, and the machine needs no GPU: the library
 looks up libtorch's CUDA functions when a CUDA tensor comes along (csrc/cuda/runtime.cpp).
@@ -40,6 +42,13 @@ CXX_FLAGS = [
     "-Wall",
 ]
 
+# Frame pointers and line numbers for reports; -O1, since the compiler takes minutes for more.
+SANITIZED_FLAGS = ["-O1", "-g1", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS"]
+SANITIZERS = {
+    "": [],
+    "address": [*SANITIZED_FLAGS, "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "thread": [*SANITIZED_FLAGS, "-fsanitize=thread"],
+}
 
 # Machine code for data-centre Ampere and its consumer relatives, and for Hopper with the
 # instructions that it alone has; other GPUs from 8.0 on compile the PTX when they first load it.
@@ -70,6 +79,13 @@ def cuda_wanted(home: Path | None) -> bool:
 
 def cuda_archs() -> str:
     return os.environ.get("MMFAST_CUDA_ARCHS", CUDA_ARCHS)
+
+
+def sanitizer_flags() -> list[str]:
+    wish = os.environ.get("MMFAST_SANITIZE", "")
+    if wish not in SANITIZERS:
+        sys.exit(f"MMFAST_SANITIZE is {wish!r}; it must be address, thread or unset")
+    return SANITIZERS[wish]
 
 
 def nvcc_flags() -> list[str]:
@@ -106,7 +122,8 @@ def extension() -> Extension:
     library_dirs = library_paths()
     libraries = ["torch", "torch_cpu"]
     defines: list[tuple[str, str | None]] = [("TORCH_TARGET_VERSION", OLDEST_TORCH)]
-    link_flags = ["-Wl,--as-needed"] if sys.platform == "linux" else []
+    link_flags = [flag for flag in sanitizer_flags() if flag.startswith("-fsanitize")]
+    link_flags += ["-Wl,--as-needed"] if sys.platform == "linux" else []
     home = cuda_home()
     if cuda_wanted(home):
         cpp_extension.CUDA_HOME = str(home)
@@ -117,9 +134,9 @@ def extension() -> Extension:
         libraries += ["cudart_static", "dl", "rt", "pthread"]
         link_flags.append("-Wl,--exclude-libs,libcudart_static.a")
         defines += [("MMFAST_CUDA", None), ("USE_CUDA", None)]
-    flags = " ".join(CXX_FLAGS)
-    cxx_flags = [*CXX_FLAGS, f'-DMMFAST_BUILD_FLAGS="{flags}"']
-    cxx_flags.append(f'-DMMFAST_CUDA_ARCHS="{cuda_archs()}"')
+    cxx_flags = [*CXX_FLAGS, *sanitizer_flags()]
+    flags = " ".join(cxx_flags)
+    cxx_flags += [f'-DMMFAST_BUILD_FLAGS="{flags}"', f'-DMMFAST_CUDA_ARCHS="{cuda_archs()}"']
     return Extension(
         "mmfast._C",
         sources=sources,
