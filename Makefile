@@ -13,10 +13,11 @@ CUDA_TOOLS := $(VENV)/.cuda-tools
 CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 LINTED := $(CXX_FILES) $(wildcard tests/cuda/*.cpp tests/cuda/on_host/*.h tests/cuda/on_host/*.cpp)
 
-.PHONY: help build demo test test-on-host test-torch bench bench-pytest lint format cuda-check gpu dist clean
+.PHONY: help build demo data test test-on-host test-torch bench bench-pytest lint format cuda-check gpu dist clean
 
 help:
 	@echo "make demo        train the emoji models and time the fusion layer (about 2 minutes)"
+	@echo "make data        build the data sets of the recipes, in data/ (270 MB of packages)"
 	@echo "make test        run the test suite"
 	@echo "make test-on-host  run the CUDA kernels on the CPU, thread by thread (minutes)"
 	@echo "make build       make .venv and build the extension in place"
@@ -60,6 +61,12 @@ build: $(BUILT)
 
 demo: $(BUILT)
 	$(BIN)/mmfast demo examples/emoji.yaml
+
+# What the recipes in examples/ are trained on; packages are kept in build/packages.
+data: data/tuxpaint/table.csv data/avmnist/table.csv
+
+data/%/table.csv: scripts/build_%.py scripts/packages.py | $(BUILT)
+	$(BIN)/python $<
 
 test: $(BUILT)
 	$(BIN)/python -m pytest

@@ -1,0 +1,142 @@
+"""Builds data/tuxpaint, a data set of the Tux Paint stamps: pictures, what they show, and a voice.
+
+From the Debian package ``tuxpaint-stamps-default`` (GPL-2, see its copyright file), which is
+fetched with apt-get and unpacked, not installed. The table has the columns
+
+* ``image``: the drawing; vector drawings are rendered to at most 256 pixels;
+* ``text``: its English description;
+* ``speech``: the Spanish description, spoken, where there is one;
+* ``label``: one of eight classes, by the folder of the package (see `CLASSES`);
+* ``group``: the text again, so that drawings with one text stay on one side of a split.
+
+The same package and the same version of resvg-py give the same bytes.
+
+    python scripts/build_tuxpaint.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import shutil
+import struct
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from packages import FOLDER, ROOT, PackageError, debian_package, unpack_deb
+from rich.progress import track
+
+PACKAGE = "tuxpaint-stamps-default"
+STAMPS = Path("usr/share/tuxpaint/stamps")
+FIELDS = ("image", "text", "speech", "label", "group")
+RENDERED = 256
+
+# The package's sixteen folders; the small ones join the class that they are nearest to.
+CLASSES = {
+    "animals": "animals",
+    "clothes": "people",
+    "food": "food",
+    "hobbies": "household",
+    "household": "household",
+    "medical": "people",
+    "military": "town",
+    "naturalforces": "nature",
+    "people": "people",
+    "plants": "nature",
+    "seasonal": "seasonal",
+    "space": "nature",
+    "sports": "household",
+    "symbols": "symbols",
+    "town": "town",
+    "vehicles": "town",
+}
+
+
+def stamps(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """Description and drawing of each stamp, in the order of their paths.
+
+    Two descriptions of the package have no drawing, and are left out.
+    """
+    for text in sorted(folder.rglob("*.txt"), key=lambda path: path.relative_to(folder).parts):
+        for drawing in (text.with_suffix(".png"), text.with_suffix(".svg")):
+            if drawing.exists():
+                yield text, drawing
+                break
+
+
+def render(drawing: Path) -> bytes:
+    """A vector drawing as PNG, its longer side `RENDERED` pixels."""
+    try:
+        import resvg_py
+    except ImportError:
+        raise PackageError(
+            "vector drawings are rendered by resvg-py, which is not installed: pip install resvg-py"
+        ) from None
+    # No fonts of this machine, whose letters would differ from another's. Without a resolution,
+    # sizes in points or millimetres come out as none.
+    options = {"svg_path": str(drawing), "skip_system_fonts": True, "dpi": 96.0}
+    png = resvg_py.svg_to_bytes(width=RENDERED, **options)
+    width, height = struct.unpack(">II", png[16:24])
+    return png if height <= width else resvg_py.svg_to_bytes(height=RENDERED, **options)
+
+
+def add(text: Path, drawing: Path, stamps_folder: Path, out: Path) -> dict[str, str]:
+    """Copies one stamp to `out`; returns its row."""
+    name = text.relative_to(stamps_folder).with_suffix("")
+    image = out / "images" / name.parent / f"{name.name}.png"
+    image.parent.mkdir(parents=True, exist_ok=True)
+    image.write_bytes(drawing.read_bytes() if drawing.suffix == ".png" else render(drawing))
+    spoken = text.with_name(f"{name.name}_desc_es.ogg")
+    speech = out / "speech" / name.parent / f"{name.name}.ogg"
+    if spoken.exists():
+        speech.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(spoken, speech)
+    said = text.read_text("utf-8").splitlines()[0].strip()
+    return {
+        "image": image.relative_to(out).as_posix(),
+        "text": said,
+        "speech": speech.relative_to(out).as_posix() if spoken.exists() else "",
+        "label": CLASSES[name.parts[0]],
+        "group": said,
+    }
+
+
+def build(package: Path, out: Path, every: int = 1) -> list[dict[str, str]]:
+    """Writes the data set to `out`, of all stamps or each `every`th; returns the rows."""
+    with tempfile.TemporaryDirectory() as scratch:
+        print(f"unpacking {package.name}", flush=True)
+        unpack_deb(package, Path(scratch))
+        folder = Path(scratch) / STAMPS
+        found = list(stamps(folder))[::every]
+        if not found:
+            raise PackageError(f"{package} holds no stamps; remove it and start again.")
+        rows = [add(*stamp, folder, out) for stamp in track(found, description="stamps")]
+    # Last: where there is a table, everything that it names is there.
+    with (out / "table.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "data" / "tuxpaint")
+    parser.add_argument("--packages", type=Path, default=FOLDER, help="where the package is kept")
+    parser.add_argument("--every", type=int, default=1, help="take each Nth stamp only")
+    options = parser.parse_args(argv)
+    try:
+        rows = build(debian_package(PACKAGE, options.packages), options.out, options.every)
+    except PackageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    spoken = sum(bool(row["speech"]) for row in rows)
+    print(f"{options.out / 'table.csv'}: {len(rows)} stamps, {spoken} of them spoken")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
