@@ -40,6 +40,8 @@ CASES = {
     "no tokens in one": Case((9, 0, 4), masks=("keys", "keys", "keys")),
     "no tokens at all": Case((0, 0)),
     "no tokens, one query": Case((0,), queries=1, present="some"),
+    "no tokens in one, no batch": Case((0, 3), batch=(), masks=("keys", "")),
+    "no tokens, two batch dimensions": Case((0, 0), batch=(2, 2), masks=("full", "keys")),
     "wide": Case((530, 40, 700), queries=50, batch=(1,), heads=2, key_heads=2),
     "one query": Case((530, 40), queries=1),
     "size 1": Case((9, 5), size=1, masks=("", "full")),

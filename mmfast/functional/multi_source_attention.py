@@ -124,11 +124,12 @@ def _by_source(
     batch, (heads, queries, _) = query.shape[:-3], query.shape[-3:]
     key_heads = keys[0].shape[-3]
     if len(batch) != 1:
-        query = query.reshape(-1, *query.shape[-3:])
-        keys = [x.reshape(-1, *x.shape[-3:]) for x in keys]
-        values = [x.reshape(-1, *x.shape[-3:]) for x in values]
+        rows = math.prod(batch)  # not -1: a source without tokens has no elements to tell it by
+        query = query.reshape(rows, *query.shape[-3:])
+        keys = [x.reshape(rows, *x.shape[-3:]) for x in keys]
+        values = [x.reshape(rows, *x.shape[-3:]) for x in values]
         if present is not None:
-            present = present.expand(*batch, len(keys)).reshape(-1, len(keys))
+            present = present.expand(*batch, len(keys)).reshape(rows, len(keys))
     masks = [None if x is None else _one_batch_dimension(x, batch) for x in masks]
     if present is not None:
         present = present.expand(query.shape[0], len(keys))
@@ -153,7 +154,7 @@ def _one_batch_dimension(mask: Tensor, batch: Sequence[int]) -> Tensor:
         return mask
     if all(size == 1 for size in mask.shape[:-3]):
         return mask.reshape(1, *mask.shape[-3:])
-    return mask.expand(*batch, *mask.shape[-3:]).reshape(-1, *mask.shape[-3:])
+    return mask.expand(*batch, *mask.shape[-3:]).reshape(math.prod(batch), *mask.shape[-3:])
 
 
 def _fold_masks(

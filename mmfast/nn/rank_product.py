@@ -126,7 +126,8 @@ class LowRankFusion(Fusion):
     def reset_parameters(self) -> None:
         """Draw the parameters anew, in the order in which they are registered."""
         for factor in self.factors:
-            nn.init.xavier_normal_(factor)
+            if factor.numel():  # of no elements there is no fan to divide by
+                nn.init.xavier_normal_(factor)
         nn.init.xavier_normal_(self.fusion_weights)
         nn.init.zeros_(self.fusion_bias)
 

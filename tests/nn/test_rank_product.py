@@ -119,6 +119,12 @@ def test_low_rank_parameters_are_trained_and_saved():
     assert len(list(layer.parameters())) == 4
 
 
+def test_low_rank_of_no_features():
+    """Xavier's fan of such a factor is 0."""
+    assert LowRankFusion([0, 3], 0, rank=2)([torch.ones(5, 0), torch.ones(5, 3)]).shape == (5, 0)
+    assert LowRankFusion([0], 4, rank=1)([torch.ones(5, 0)]).isfinite().all()
+
+
 def block_layers(widths, features, merged=None):
     """linear0, linear1 (and merge_linear0, merge_linear1) of block.bootstrap, with a batch."""
     layers = [torch.nn.Linear(width, features).double() for width in widths]
