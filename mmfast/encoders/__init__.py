@@ -10,7 +10,7 @@ from mmfast.encoders.image import ImageConvNet
 from mmfast.encoders.image_transformer import ImageTransformer
 from mmfast.encoders.tabular import TabularMLP
 from mmfast.encoders.text import HashedText, TextBag
-from mmfast.encoders.text_sequence import TextLSTM, TextTransformer
+from mmfast.encoders.text_sequence import FlatText, TextLSTM, TextTransformer
 from mmfast.encoders.video import VideoFrames
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "AudioReconstruction",
     "FeatureSequence",
     "FeatureVector",
+    "FlatText",
     "HashedText",
     "ImageConvNet",
     "ImageTransformer",

@@ -1,4 +1,4 @@
-"""Text encoders that read words in order: an LSTM and a transformer, trained from scratch."""
+"""Text encoders that read words in order: laid flat, an LSTM, a transformer; from scratch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from mmfast.encoders.common import LICENCE, groups, pool, share, whole
+from mmfast.encoders.common import LICENCE, groups, pool, share, valid, whole
 from mmfast.encoders.lstm import MaskedLSTM, check_pooling
 from mmfast.encoders.transformer import Positions, Transformer
 from mmfast.encoders.vocabulary import (
@@ -19,6 +20,73 @@ from mmfast.encoders.vocabulary import (
     with_vocabulary,
 )
 from mmfast.plugins.contract import Batch, EncoderSpec, Features
+
+
+class FlatText(nn.Module):
+    """The first words of a text side by side: their embeddings, flattened into one vector.
+
+    The second input of many a two-branch network: each place of the text has weights of its own in
+    the layer that follows. Short texts end in zeros.
+
+    Args:
+        vocabulary: the words it knows; :meth:`fit_options` finds them in the training texts.
+        dim: width of the embeddings.
+        max_length: words to read; what follows is cut off. ``out_dim`` is ``max_length * dim``.
+        dropout: of the embeddings, while training.
+        word_dropout: probability of taking a word for an unknown one, while training.
+
+    Shape:
+        - batch: ``ids`` int64 (B, max_length), padded with 0; ``mask`` bool (B, max_length).
+        - output: pooled (B, max_length * dim), the first ``dim`` of them the first word's.
+
+    Raises:
+        ValueError: an option out of range, or a vocabulary with a word twice.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Sequence[str],
+        *,
+        dim: int = 32,
+        max_length: int = 16,
+        dropout: float = 0.0,
+        word_dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.words = _Words(vocabulary, dim, dropout, word_dropout)
+        self.spec = _spec(whole("max_length", max_length) * dim, "pooled", max_length)
+
+    @classmethod
+    def fit_options(
+        cls,
+        samples: Iterable[str | None],
+        *,
+        max_words: int = 30000,
+        min_count: int = 1,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """The options with the vocabulary of the training texts; as ``TextBag.fit_options``."""
+        return with_vocabulary(samples, max_words, min_count, options)
+
+    def preprocess(self, raw: str) -> Tensor:
+        """A text to the numbers of its words, int64 (1 <= T <= max_length,)."""
+        return self.words.vocabulary.encode(raw, self.spec.max_length)
+
+    def collate(self, samples: Sequence[Tensor | None]) -> Batch:
+        """B preprocessed texts, None where one is missing, to ``ids`` and ``mask``."""
+        batch = collate_ids(samples)
+        assert self.spec.max_length
+        rest = self.spec.max_length - batch["ids"].shape[1]
+        return {name: F.pad(values, (0, rest)) for name, values in batch.items()}
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Features:
+        """Encodes B texts."""
+        words = valid(self.words(batch["ids"]), batch["mask"])
+        return Features(words.values.flatten(1), batch["mask"].any(dim=1))
+
+    def layer_groups(self) -> list[list[nn.Parameter]]:
+        """The embeddings."""
+        return [list(self.words.parameters())]
 
 
 class TextLSTM(nn.Module):

@@ -46,6 +46,11 @@ class TestTextBag(EncoderContract):
     options: ClassVar = {"out_dim": 8, "dim": 8, "dropout": 0.2}
 
 
+class TestFlatText(EncoderContract):
+    name = "text_flat"
+    options: ClassVar = {"dim": 4, "max_length": 6, "dropout": 0.1}
+
+
 class TestTextLSTM(EncoderContract):
     name = "text_lstm"
     options: ClassVar = {"dim": 8, "hidden": 6, "layers": 2, "dropout": 0.1}

@@ -54,6 +54,16 @@ def order(count):
     return texts, labels
 
 
+def leading(count):
+    """Which of two words is the first? Both are there."""
+    labels = torch.randint(2, (count,))
+    texts = []
+    for label in labels.tolist():
+        pair = ("north", "south") if label else ("south", "north")
+        texts.append(" ".join([*pair, *random.choices(("of", "the", "town"), k=3)]))
+    return texts, labels
+
+
 def chirps(count):
     """Does the pitch rise or fall?"""
     labels = torch.randint(2, (count,))
@@ -126,6 +136,7 @@ CASES = [
     ("image_transformer", {"image_size": 16, "patch": 4, "dim": 32, "depth": 2}, stripes),
     ("text_hashed", {"out_dim": 32, "buckets": 2048, "dim": 32}, topics),
     ("text_bag", {"out_dim": 32, "dim": 32}, topics),
+    ("text_flat", {"dim": 16, "max_length": 4}, leading),
     ("text_lstm", {"dim": 16, "hidden": 16}, order),
     ("text_transformer", {"dim": 32, "depth": 2}, order),
     ("audio_convnet", {"channels": [8, 16], "out_dim": 32, "mel": MEL}, chirps),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmfast.encoders import TextLSTM, TextTransformer
+from mmfast.encoders import FlatText, TextLSTM, TextTransformer
 from mmfast.encoders.vocabulary import UNKNOWN
 
 WORDS = ["man", "bites", "dog"]
@@ -52,6 +52,22 @@ def test_the_pooled_transformer_is_the_mean_of_its_tokens():
     torch.testing.assert_close(encode(pooled, *texts).values, expected)
 
 
+def test_flat_text_is_the_embeddings_of_its_words_side_by_side():
+    encoder = FlatText(WORDS, dim=4, max_length=3).eval()
+    features = encode(encoder, "dog man", "man bites dog dog")
+    man, bites, dog = encoder.words.table.weight[2:]
+    expected = [torch.cat([dog, man, torch.zeros(4)]), torch.cat([man, bites, dog])]
+    torch.testing.assert_close(features.values, torch.stack(expected))
+    assert encoder.spec.out_dim == 12
+    assert encoder.spec.max_length == 3
+
+
+def test_flat_text_ends_in_zeros_in_training_too():
+    encoder = FlatText(WORDS, dim=4, max_length=3, word_dropout=0.9)
+    for _ in range(4):
+        assert encode(encoder, "dog").values[0, 4:].eq(0).all()
+
+
 @pytest.mark.parametrize("kind", SMALL)
 def test_word_dropout_trains_the_unknown_word(kind):
     encoder = kind(WORDS, word_dropout=0.5, **SMALL[kind])
@@ -72,6 +88,7 @@ def test_word_dropout_trains_the_unknown_word(kind):
         (TextLSTM, {"word_dropout": 1}, "word_dropout is 1"),
         (TextLSTM, {"output": "token"}, "output is 'token'"),
         (TextTransformer, {"max_length": 0}, "max_length is 0"),
+        (FlatText, {"max_length": 0}, "max_length is 0"),
         (TextTransformer, {"dim": 0}, "dim is 0"),
     ],
 )

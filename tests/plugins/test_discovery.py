@@ -20,6 +20,7 @@ OWN = [
     "image_transformer",
     "tabular_mlp",
     "text_bag",
+    "text_flat",
     "text_hashed",
     "text_lstm",
     "text_transformer",
@@ -30,7 +31,7 @@ OWN = [
 
 def test_own_encoders(install):
     assert list_encoders() == OWN
-    assert list_encoders("text") == ["hf", *OWN[9:13]]
+    assert list_encoders("text") == ["hf", *OWN[9:14]]
     assert {name for modality in MODALITIES for name in list_encoders(modality)} == set(OWN)
 
 
