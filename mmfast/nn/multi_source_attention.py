@@ -31,6 +31,8 @@ class CrossAttentionFusion(TokenFusion):
         out_features: features N of the result.
         num_heads: heads H; N must be a multiple.
         query: the modality that asks, by position or name.
+        pool: whether the result is one vector, the mean over the asking modality's valid tokens, or
+            a vector per token.
         device, dtype: of the parameters.
 
     ``query_proj`` maps the asking modality to N features, ``key_value_proj`` (one per other
@@ -42,8 +44,8 @@ class CrossAttentionFusion(TokenFusion):
         - present: bool (\*batch, M) or None. A row where no other modality is present gives the
           bias of ``out_proj``. If the asking modality is absent, its tokens count as zeros.
         - masks: per modality None or bool (\*batch, T_m), True = valid.
-        - output: (\*batch, T_query, N), or (\*batch, N) where the asking modality is a single
-          token given as (\*batch, K_m).
+        - output: (\*batch, T_query, N), or (\*batch, N) with ``pool`` and where the asking modality
+          is a single token given as (\*batch, K_m).
 
     Raises:
         ValueError: fewer than two modalities, a size that is negative or does not divide, an
@@ -65,6 +67,7 @@ class CrossAttentionFusion(TokenFusion):
         out_features: int,
         num_heads: int,
         query: int | str = 0,
+        pool: bool = False,
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -74,6 +77,7 @@ class CrossAttentionFusion(TokenFusion):
         if count < 2:
             raise ValueError("in_features has 1 modality; give the asking one and at least another")
         self.query = _position(query, self.names, count)
+        self.pool = pool
         self.others = [m for m in range(count) if m != self.query]
         asking, size = self.in_features[self.query], out_features
         self.query_proj = nn.Linear(asking, size, device=device, dtype=dtype)
@@ -104,12 +108,18 @@ class CrossAttentionFusion(TokenFusion):
             present=None if present is None else present[..., self.others],
         )
         result = self.out_proj(join_heads(out))
-        return result.squeeze(-2) if found.single[self.query] else result
+        if found.single[self.query]:
+            return result.squeeze(-2)
+        if not self.pool:
+            return result
+        valid = found.valid(self.query)
+        # Zeros can ask too, and hear the others: all of them where no token is there.
+        return masked_mean(result, None if valid is None else valid | ~valid.any(-1, keepdim=True))
 
     def extra_repr(self) -> str:
         """The arguments, as ``print(module)`` shows them."""
         query = self.query if self.names is None else self.names[self.query]
-        return f"{super().extra_repr()}, query={query!r}"
+        return f"{super().extra_repr()}, query={query!r}, pool={self.pool}"
 
 
 class SequenceFusion(TokenFusion):

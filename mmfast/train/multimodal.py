@@ -72,6 +72,11 @@ class MultimodalModel(nn.Module):
             joined = self.fusion(codes, present, masks)
         else:
             joined = self.fusion(codes, present)
+        if joined.dim() != 2:
+            raise ValueError(
+                f"model.fusion gives {tuple(joined.shape)}, a vector per token; the output layer "
+                "takes one per row: set its option pool to true"
+            )
         return self.output(self.dropout(self.hidden(joined)))
 
 

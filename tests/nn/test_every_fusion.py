@@ -72,6 +72,7 @@ CASES = {
     "cross attention, last": Case(
         "cross_attention", {"query": 2, **HEADS}, tokens=TOKENS, result=(2, 4)
     ),
+    "cross attention, pooled": Case("cross_attention", {"pool": True, **HEADS}, tokens=TOKENS),
     "sequence": Case("sequence", HEADS, tokens=TOKENS),
     "sequence, tokens": Case("sequence", {"pool": False, **HEADS}, tokens=TOKENS, result=(6, 4)),
     "bottleneck": Case("bottleneck", {"num_bottlenecks": 3, **HEADS}, tokens=TOKENS),

@@ -26,6 +26,7 @@ TOKENS = (4, 6, 3)
 MODULES = {
     "cross": (CrossAttentionFusion, {}),
     "cross, named": (CrossAttentionFusion, {"query": "audio"}),
+    "cross, pooled": (CrossAttentionFusion, {"pool": True}),
     "sequence": (SequenceFusion, {}),
     "sequence, two layers, tokens": (SequenceFusion, {"num_layers": 2, "pool": False}),
     "bottleneck": (BottleneckFusion, {}),
@@ -122,7 +123,9 @@ def reference(module, inputs, present=None, masks=None) -> Tensor:
         if isinstance(module, CrossAttentionFusion):
             asking = inputs[module.query][b]
             asking = asking.where(kept[module.query][:, None], torch.zeros_like(asking))
-            rows.append(cross(module, tokens, asking))
+            out, valid = cross(module, tokens, asking), kept[module.query]
+            # Where no token is there to ask, zeros do.
+            rows.append((out[valid] if valid.any() else out).mean(0) if module.pool else out)
         elif isinstance(module, BottleneckFusion):
             nothing = torch.zeros(FEATURES, dtype=torch.float64)
             rows.append(bottleneck(module, tokens) if tokens else nothing)
@@ -255,7 +258,7 @@ def test_single_tokens(module):
     inputs = draw(tokens=(1, 6, 1))
     squeezed = [inputs[0][:, 0], inputs[1], inputs[2][:, 0]]
     expected = module(inputs, PRESENT)
-    if isinstance(module, CrossAttentionFusion):  # a vector asks: a vector answers
+    if isinstance(module, CrossAttentionFusion) and not module.pool:  # a vector asks, one answers
         expected = expected[:, 0]
     assert torch.equal(module(squeezed, PRESENT), expected)
     inputs[1] = inputs[1][:, :1]
@@ -361,7 +364,12 @@ def test_repr():
     start = "in_features={'text': 3, 'image': 5, 'audio': 4}, out_features=8, num_heads=2"
     for (kind, options), end in zip(
         MODULES.values(),
-        ("query='text'", "query='audio'", "num_layers=1, pool=True"),
+        (
+            "query='text', pool=False",
+            "query='audio', pool=False",
+            "query='text', pool=True",
+            "num_layers=1, pool=True",
+        ),
         strict=False,
     ):
         assert f"{start}, {end}" in repr(kind(SIZES, FEATURES, HEADS, **options))
