@@ -9,6 +9,7 @@ belongs to row i of the other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection, regression
 from torchmetrics import classification as metrics
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from mmfast.losses import ContrastiveLoss, focal_loss, hinge_loss
 from mmfast.train.config import LOSSES
@@ -130,19 +132,22 @@ class Task(nn.Module):
             return _recalls(outputs[0], outputs[1], self.modalities)
         assert labels is not None
         collection = self._collection(len(labels)).to(outputs.device)
-        scores, targets = outputs, labels
+        scores, targets, truth = outputs, labels, None
         if self.kind == "binary":
-            scores = outputs[:, 0].sigmoid()
+            scores, truth = outputs[:, 0].sigmoid(), labels[:, None]
         elif self.kind == "multiclass":
-            scores = outputs.softmax(1)
+            scores, truth = outputs.softmax(1), F.one_hot(labels, self.out_features)
         elif self.kind == "multilabel":
             scores, targets = outputs.sigmoid(), labels.long()
+            truth = targets
         else:
             scores, targets = self._in_units(outputs[:, 0]), self._in_units(labels)
         found: Mapping[str, Tensor] = collection(scores.float(), targets)
-        result = {name: value.mean().item() for name, value in found.items()}
+        result = {name: value.item() for name, value in found.items()}
         if "rmse" in result:
             result["rmse"] **= 0.5
+        if truth is not None:
+            result |= _rankings(scores.float().reshape(truth.shape), truth)
         return result
 
     def _in_units(self, values: Tensor) -> Tensor:
@@ -155,8 +160,6 @@ class Task(nn.Module):
                 {
                     "accuracy": metrics.BinaryAccuracy(),
                     "f1": metrics.BinaryF1Score(),
-                    "auroc": metrics.BinaryAUROC(),
-                    "average_precision": metrics.BinaryAveragePrecision(),
                 }
             )
         if self.kind == "multiclass":
@@ -164,8 +167,6 @@ class Task(nn.Module):
                 {
                     "accuracy": metrics.MulticlassAccuracy(count, average="micro"),
                     "f1_macro": metrics.MulticlassF1Score(count, average="macro"),
-                    "auroc": metrics.MulticlassAUROC(count),
-                    "average_precision": metrics.MulticlassAveragePrecision(count),
                 }
             )
         if self.kind == "multilabel":
@@ -174,8 +175,6 @@ class Task(nn.Module):
                     "accuracy": metrics.MultilabelAccuracy(count),
                     "f1_macro": metrics.MultilabelF1Score(count, average="macro"),
                     "f1_micro": metrics.MultilabelF1Score(count, average="micro"),
-                    "auroc": metrics.MultilabelAUROC(count),
-                    "average_precision": metrics.MultilabelAveragePrecision(count),
                 },
                 compute_groups=False,
             )
@@ -194,6 +193,22 @@ def _inverse(counts: Sequence[int]) -> Tensor:
     n = torch.tensor(counts, dtype=torch.float64)
     share = torch.where(n > 0, n.sum() / ((n > 0).sum() * n.clamp(min=1)), 0.0)
     return share.float()
+
+
+def _rankings(scores: Tensor, truth: Tensor) -> dict[str, float]:
+    """AUROC and average precision of scores (B, C) for classes (B, C), 0 or 1: means over classes.
+
+    Over those that some rows are of and some are not: of the others there is nothing to rank, and
+    torchmetrics counts their AUROC as 0. NaN if there is no such class.
+    """
+    there = truth.any(dim=0) & ~truth.all(dim=0)
+    columns = there.nonzero()[:, 0].tolist()
+    return {
+        name: sum(rank(scores[:, c], truth[:, c]).item() for c in columns) / len(columns)
+        if columns
+        else math.nan
+        for name, rank in (("auroc", binary_auroc), ("average_precision", binary_average_precision))
+    }
 
 
 def _two_columns(logits: Tensor) -> Tensor:

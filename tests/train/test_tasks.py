@@ -111,6 +111,45 @@ def test_binary_auroc_counts_pairs_in_order():
     assert task("binary").measure(outputs, labels)["auroc"] == pytest.approx(expected)
 
 
+def auroc_by_pairs(scores, positive):
+    pairs = list(itertools.product(scores[positive], scores[~positive]))
+    return sum((p > n).item() for p, n in pairs) / len(pairs)
+
+
+def test_rankings_are_means_over_the_classes_that_there_are():
+    """Class 2 has no row: a perfect order of the others is perfect."""
+    outputs = torch.tensor([[3.0, 0, 0], [0, 2, 0], [2, 1, 0], [1, 2, 0]])
+    labels = torch.tensor([0, 1, 0, 1])
+    measured = task("multiclass").measure(outputs, labels)
+    assert measured["auroc"] == measured["average_precision"] == 1
+    outputs, labels = torch.randn(40, 4), torch.randint(3, (40,))
+    measured = task("multiclass", 4).measure(outputs, labels)
+    scores = outputs.softmax(1)
+    each = [auroc_by_pairs(scores[:, c], labels == c) for c in range(3)]
+    assert measured["auroc"] == pytest.approx(sum(each) / 3)
+
+
+def test_rankings_of_multilabel_leave_out_what_all_rows_have():
+    outputs = torch.randn(20, 3)
+    labels = torch.cat([torch.randint(2, (20, 2)), torch.ones(20, 1)], dim=1)
+    measured = task("multilabel", 3).measure(outputs, labels)
+    each = [auroc_by_pairs(outputs[:, c], labels[:, c] == 1) for c in range(2)]
+    assert measured["auroc"] == pytest.approx(sum(each) / 2)
+
+
+def test_rankings_of_a_single_class_are_not_numbers():
+    measured = task("binary").measure(torch.randn(5, 1), torch.ones(5).long())
+    assert math.isnan(measured["auroc"])
+    assert math.isnan(measured["average_precision"])
+
+
+def test_average_precision_by_hand():
+    """Positives at ranks 1, 3 and 4: the mean of 1/1, 2/3 and 3/4."""
+    outputs, labels = torch.tensor([[4.0], [3], [2], [1], [0]]), torch.tensor([1, 0, 1, 1, 0])
+    found = task("binary").measure(outputs, labels)["average_precision"]
+    assert found == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
+
+
 def test_multilabel_metrics():
     outputs = torch.tensor([[1.0, -1], [1, 1], [-1, -1]])
     labels = torch.tensor([[1.0, 0], [0, 1], [1, 1]])
