@@ -63,7 +63,7 @@ demo: $(BUILT)
 	$(BIN)/mmfast demo examples/emoji.yaml
 
 # What the recipes in examples/ are trained on; packages are kept in build/packages.
-data: data/tuxpaint/table.csv data/avmnist/table.csv
+data: data/tuxpaint/table.csv data/avmnist/table.csv data/mosi_like/table.csv
 
 data/%/table.csv: scripts/build_%.py scripts/packages.py | $(BUILT)
 	$(BIN)/python $<

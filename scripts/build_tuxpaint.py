@@ -21,11 +21,10 @@ import csv
 import shutil
 import struct
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from packages import FOLDER, ROOT, PackageError, debian_package, unpack_deb
+from packages import FOLDER, ROOT, PackageError, debian_package
 from rich.progress import track
 
 PACKAGE = "tuxpaint-stamps-default"
@@ -103,16 +102,12 @@ def add(text: Path, drawing: Path, stamps_folder: Path, out: Path) -> dict[str, 
     }
 
 
-def build(package: Path, out: Path, every: int = 1) -> list[dict[str, str]]:
-    """Writes the data set to `out`, of all stamps or each `every`th; returns the rows."""
-    with tempfile.TemporaryDirectory() as scratch:
-        print(f"unpacking {package.name}", flush=True)
-        unpack_deb(package, Path(scratch))
-        folder = Path(scratch) / STAMPS
-        found = list(stamps(folder))[::every]
-        if not found:
-            raise PackageError(f"{package} holds no stamps; remove it and start again.")
-        rows = [add(*stamp, folder, out) for stamp in track(found, description="stamps")]
+def build(folder: Path, out: Path, every: int = 1) -> list[dict[str, str]]:
+    """Writes the data set of the stamps in `folder`, all or each `every`th; returns the rows."""
+    found = list(stamps(folder))[::every]
+    if not found:
+        raise PackageError(f"{folder} holds no stamps; remove it and start again.")
+    rows = [add(*stamp, folder, out) for stamp in track(found, description="stamps")]
     # Last: where there is a table, everything that it names is there.
     with (out / "table.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
@@ -125,11 +120,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "data" / "tuxpaint")
-    parser.add_argument("--packages", type=Path, default=FOLDER, help="where the package is kept")
+    parser.add_argument("--packages", type=Path, default=FOLDER, help="where packages are kept")
     parser.add_argument("--every", type=int, default=1, help="take each Nth stamp only")
     options = parser.parse_args(argv)
     try:
-        rows = build(debian_package(PACKAGE, options.packages), options.out, options.every)
+        folder = debian_package(PACKAGE, options.packages) / STAMPS
+        rows = build(folder, options.out, options.every)
     except PackageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

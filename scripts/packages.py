@@ -6,6 +6,7 @@ is, so a machine without apt, pip or network can be given the files by hand.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -23,15 +24,22 @@ class PackageError(RuntimeError):
 
 
 def debian_package(name: str, folder: Path) -> Path:
-    """The .deb of a package of this machine's Debian release, fetched into `folder` if need be.
+    """The files of a package of this machine's Debian release, fetched and unpacked in `folder`.
 
-    Raises `PackageError` if apt is not here or does not find it.
+    Raises `PackageError` if apt is not here or does not find it, or it cannot be unpacked.
     """
     byhand = (
         f"download it by hand from https://packages.debian.org/bookworm/{name} and lay the .deb "
         f"into {folder}"
     )
-    return fetched(name, folder, f"{name}_*.deb", apt_download, byhand)
+    package = fetched(name, folder, f"{name}_*.deb", apt_download, byhand)
+    files = package.with_suffix("")
+    if not files.exists():
+        print(f"unpacking {package.name}", flush=True)
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            unpack_deb(package, Path(place) / "files")
+            moved(Path(place) / "files", files)
+    return files
 
 
 def wheel(requirement: str, folder: Path) -> Path:
@@ -58,7 +66,16 @@ def fetched(what: str, folder: Path, pattern: str, download, byhand: str) -> Pat
         except PackageError as error:
             raise PackageError(f"{what} cannot be fetched: {error}\nEither {byhand}.") from error
         (came,) = Path(place).glob(pattern)
-        return came.replace(folder / came.name)
+        return moved(came, folder / came.name)
+
+
+def moved(came: Path, place: Path) -> Path:
+    """`place`, with `came` moved there, unless another process was faster."""
+    with contextlib.suppress(OSError):
+        came.replace(place)
+    if not place.exists():
+        raise PackageError(f"{place} cannot be written.")
+    return place
 
 
 def apt_download(name: str, place: Path) -> None:
@@ -111,11 +128,11 @@ def unpack_deb(package: Path, folder: Path) -> None:
         ) from error
 
 
-def unpack_member(package: Path, member: str) -> bytes:
+def member(package: Path, name: str) -> bytes:
     """One file out of a wheel."""
     try:
         with zipfile.ZipFile(package) as archive:
-            return archive.read(member)
+            return archive.read(name)
     except (zipfile.BadZipFile, KeyError) as error:
         raise PackageError(
             f"{package} is damaged or another version: {error}. Remove it and start again."
