@@ -58,9 +58,10 @@ class Draws(Sequence[Draw]):
 class BatchSampler(Sampler[Draws]):
     """The batches of one rank in one epoch, for ``DataLoader(batch_sampler=...)``.
 
-    All ranks get equally many batches of equally many rows. Where the rows do not suffice for that,
-    training (``shuffle``) draws at most ``world_size - 1`` of the epoch's first rows again;
-    evaluation draws each row exactly once, and the last batches of ranks may differ by one row.
+    Batch k of all ranks together is batch k of one rank with ``world_size`` times the batch size,
+    each row of it once; in the epoch's last batch ranks may differ by one row. All ranks get
+    equally many batches: one for which the last has no row left draws a row of another, a filler
+    (:meth:`is_filler`), which is not to count.
 
     Args:
         length: number of samples.
@@ -120,9 +121,9 @@ class BatchSampler(Sampler[Draws]):
 
     @property
     def batches(self) -> int:
-        """Batches of a whole epoch."""
-        rows = self._rows()
-        return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
+        """Batches of a whole epoch, the same on every rank."""
+        together = self.batch_size * self.world_size
+        return self.length // together if self.drop_last else -(-self.length // together)
 
     def __len__(self) -> int:
         """Batches that are left in the epoch."""
@@ -134,18 +135,17 @@ class BatchSampler(Sampler[Draws]):
             places = self._places(batch)
             yield Draws(order[places], self.epoch, copies[places])
 
-    def _rows(self) -> int:
-        """Rows that this rank draws in an epoch."""
-        if self.shuffle and not self.drop_last:
-            return -(-self.length // self.world_size)
-        whole, rest = divmod(self.length, self.world_size)
-        return whole + (self.rank < rest and not self.drop_last)
+    def is_filler(self, batch: int) -> bool:
+        """Whether this rank has no row of its own in a batch, counted from 0."""
+        return batch * self.batch_size * self.world_size + self.rank >= self.length
 
     def _places(self, batch: int) -> np.ndarray:
         """Where in the epoch's order the rows of a batch stand; the ranks' form one stretch."""
-        first = batch * self.batch_size
-        steps = np.arange(first, min(first + self.batch_size, self._rows()))
-        return (steps * self.world_size + self.rank) % self.length
+        first = batch * self.batch_size * self.world_size
+        last = min(first + self.batch_size * self.world_size, self.length)
+        if self.is_filler(batch):
+            return np.array([first])
+        return np.arange(first + self.rank, last, self.world_size)
 
     def _order(self) -> tuple[np.ndarray, np.ndarray]:
         """The positions of the whole epoch, and how often each stood before."""

@@ -20,11 +20,14 @@ class ModelBatch:
         inputs: by modality what the encoder takes, or its features where they come from a cache.
         labels: targets, None for retrieval and for prediction.
         rows: int64 (B,), numbers of the rows in the table; on the CPU.
+        filler: whether it only keeps this rank in step with those that have rows left, and does not
+            count.
     """
 
     inputs: dict[str, Batch | Features]
     labels: Tensor | None
     rows: Tensor
+    filler: bool = False
 
 
 class Batches:
@@ -58,11 +61,16 @@ class Batches:
         """Batches of an epoch."""
         return self.sampler.batches
 
+    @property
+    def rows(self) -> int:
+        """Rows of an epoch, of all ranks."""
+        return self.sampler.length
+
     def epoch(self, number: int = 0, start: int = 0) -> Iterator[ModelBatch]:
         """The batches of an epoch, from the batch ``start`` on."""
         self.sampler.set_epoch(number, start)
-        for batch in raised(self.loader):
+        for place, batch in enumerate(raised(self.loader), start):
             inputs: dict[str, Batch | Features] = dict(batch.inputs)
             for name in self.cached:
                 inputs[name] = Features(**inputs[name])  # type: ignore[arg-type]
-            yield ModelBatch(inputs, batch.labels, batch.rows)
+            yield ModelBatch(inputs, batch.labels, batch.rows, self.sampler.is_filler(place))

@@ -248,10 +248,22 @@ class Train(_Section):
     deterministic: bool = False
     """Only operators whose results repeat; slower on a GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    """Of several ranks. ddp: each has the whole model; fsdp2: each keeps a share of every
+    parameter, of its gradient and its optimizer state."""
+    timeout: Positive = 600.0
+    """Seconds that a rank waits for another before it gives up: more than one of them may need to
+    write a checkpoint or to encode its part of the rows for the cache."""
     threads: Count | None = None
     """Of operators on the CPU; by default torch's own choice. Small models are faster with 1."""
     stages: Annotated[tuple[Stage, ...], Listed] = ()
     """Run one after another; none: one stage that trains the task."""
+
+    @model_validator(mode="after")
+    def _shardable(self) -> Train:
+        if self.strategy == "fsdp2" and self.precision == "fp16":
+            raise ValueError("strategy: fsdp2 does not go with precision: fp16; use bf16")
+        return self
 
 
 class Config(_Section):

@@ -4,6 +4,9 @@ It reads from `train` downwards. Everything that decides the next step's bits is
 weights, optimizer, averages, random states, the position in the epoch; the learning rate and the
 order of rows are functions of the position. On the CPU, a run that was killed and resumed therefore
 ends with the bits of one that was not.
+
+Several ranks are one run: each step's gradient is that of all their rows together, and everything
+that decides (losses, metrics, whether to stop) is the same number on each of them.
 """
 
 from __future__ import annotations
@@ -11,32 +14,24 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_map_only
 
-from mmfast.train.batches import Batches
-from mmfast.train.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    flatten_optimizer,
-    restore_optimizer,
-    save_checkpoint,
-)
+from mmfast.train.batches import Batches, ModelBatch
+from mmfast.train.checkpoint import Checkpoint, save_checkpoint
 from mmfast.train.clock import Clock
 from mmfast.train.config import Config, Stage, to_yaml
-from mmfast.train.objectives import make_objective
-from mmfast.train.optimizer import freeze_for_stage, make_optimizer
+from mmfast.train.learner import Learner
 from mmfast.train.parts import Listener, Parts, Progress, TrainingError
+from mmfast.train.ranks import exchange, meet, on_first, together
 from mmfast.train.rng import restore_rng_state, rng_state
 from mmfast.train.schedule import lr_factor
 from mmfast.train.signals import Interruption
@@ -106,27 +101,14 @@ class _Run:
         self.stage = stage
         self.clock = Clock(self.progress.seconds)
         self.epochs = stage.epochs or train.epochs
-        self.batches = self.parts.train(stage.batch_size or train.batch_size)
+        batch_size = stage.batch_size or train.batch_size
+        self.batches = self.parts.train(batch_size)
         self.steps_per_epoch = math.ceil(self.batches.count / train.accumulate)
-        freeze_for_stage(self.parts.model, self.config, stage)
-        # Its own parameters are drawn by a seed of its own, whatever was drawn before.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed + self.progress.stage)
-            objective = make_objective(
-                stage.objective,
-                self.parts.model,
-                self.parts.task,
-                self.config.model.fusion.out_features,
-            )
-        optimizer = make_optimizer(objective, self.parts.model, self.config, stage)
-        self.objective = objective.to(self.accelerator.device)
-        if train.compile:
-            self.objective.compile()
-        self.ema: AveragedModel | None = None
-        if train.ema is not None:
-            average = get_ema_multi_avg_fn(train.ema)
-            self.ema = AveragedModel(self.objective, multi_avg_fn=average, use_buffers=True)
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
+        self.step_rows = batch_size * train.accumulate * self.accelerator.num_processes
+        within = self.progress.stage_step > 0
+        self.learner = Learner(
+            self.parts, self.config, self.accelerator, stage, self.progress.stage, resume, within
+        )
         if resume is not None:
             self._restore(resume)
 
@@ -138,6 +120,7 @@ class _Run:
             if not self._finish_epoch():
                 return False
             self._end_epoch()
+        self.learner.finish()
         return True
 
     def _finish_epoch(self) -> bool:
@@ -145,17 +128,13 @@ class _Run:
         self.listener.on_epoch_start(
             self.stage, progress.epoch, self.epochs, self.steps_per_epoch, progress.epoch_step
         )
-        self.wrapped.train()
-        for encoder in self.parts.model.get_submodule("encoders").children():
-            # What does not learn is a fixed function: the same that fills a cache.
-            if not any(p.requires_grad for p in encoder.parameters()):
-                encoder.eval()
+        self.learner.train()
         self.started = time.monotonic()
         every = self.config.run.checkpoint_steps
         done = min(progress.epoch_step * self.config.train.accumulate, self.batches.count)
         number = self.config.seed * 1_000_003 + progress.stage * 10_007 + progress.epoch
         self.clock.lap(None)
-        for micro in _chunks(self.batches.epoch(number, done), self.config.train.accumulate):
+        for micro in self._read(self.batches, self.config.train.accumulate, number, done):
             self.clock.lap("data")
             self._step(micro)
             self.clock.lap("step")
@@ -167,62 +146,83 @@ class _Run:
                 return False
         return True
 
-    def _step(self, micro: list[Any]) -> None:
-        """One optimizer step; the gradients of the batches add up to those of one large batch."""
-        progress = self.progress
+    def _read(
+        self, batches: Batches, size: int, number: int = 0, start: int = 0
+    ) -> Iterator[list[_Weighted]]:
+        """The batches of an epoch, ``size`` at a time, and what they weigh in a mean of losses.
+
+        What one rank cannot read ends them all.
+        """
+        chunks = _chunks(batches.epoch(number, start), size)
+        for _ in range(math.ceil((batches.count - start) / size)):
+            found: list[ModelBatch] = []
+            failed = None
+            try:
+                found = next(chunks)
+            except Exception as error:
+                failed = error
+            own = [0.0 if b.filler else self.learner.weight(b.labels, b.rows) for b in found]
+            padding = [0.0] * (size - len(own))  # of the last; and where reading failed
+            of_all = meet(self.accelerator, failed, *own, *padding)
+            yield [_Weighted(*each) for each in zip(found, own, of_all, strict=False)]
+
+    def _step(self, micro: Sequence[_Weighted]) -> None:
+        """One optimizer step; its gradient is that of one batch of all the ranks' rows."""
+        progress, learner, ranks = self.progress, self.learner, self.accelerator.num_processes
         factor = progress.lr_cut * lr_factor(
             self.config.train,
             progress.stage_step,
             self.steps_per_epoch * self.epochs,
             self.steps_per_epoch,
         )
-        for group in self.optimizer.param_groups:
+        for group in learner.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        self.optimizer.zero_grad()
-        rows = sum(len(batch.rows) for batch in micro)
-        total = 0.0
-        for number, batch in enumerate(micro):
+        learner.optimizer.zero_grad()
+        weight = sum(each.of_all for each in micro)
+        total, failed = 0.0, None
+        for number, each in enumerate(micro):
             last = number == len(micro) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                loss, _ = self._loss(self.wrapped, batch)
+            with nullcontext() if last else learner.accumulating():
+                loss, _ = self._loss(learner.wrapped, each.batch)
                 self.clock.lap("forward")
-                share = len(batch.rows) / rows
-                self.accelerator.backward(loss * share)
-            total += _finite(loss, batch, progress) * share  # waits for a GPU
+                # The ranks' gradients are averaged: those of a part are to be as many times larger.
+                share = each.of_all if learner.joint else each.own * ranks
+                self.accelerator.backward(loss * (share / weight))
+            value = loss.item()  # waits for a GPU
+            if not each.batch.filler:
+                total += value * each.own
+                failed = failed or _not_finite(value, each.batch, progress)
             self.clock.lap("backward")
-        clip = self.config.train.clip_norm
-        if clip is not None:
-            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), clip)
-        self.optimizer.step()
-        if self.ema is not None:
-            self.ema.update_parameters(self.objective)
+        (total,) = meet(self.accelerator, failed, total)
+        learner.update()
         progress.epoch_step += 1
         progress.stage_step += 1
         progress.step += 1
-        progress.loss_sum += total * rows
-        progress.rows += rows
-        self.listener.on_step(total, rows)
+        progress.loss_sum += total
+        progress.loss_weight += weight
+        self.listener.on_step(
+            total / weight,
+            min(self.step_rows, self.batches.rows - (progress.epoch_step - 1) * self.step_rows),
+        )
 
-    def _loss(self, objective: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:
+    def _loss(self, objective: nn.Module, batch: ModelBatch) -> tuple[Tensor, Tensor | None]:
         device = self.accelerator.device
         inputs, labels = tree_map_only(
             Tensor, lambda x: x.to(device, non_blocking=True), (batch.inputs, batch.labels)
         )
         with self.accelerator.autocast():
-            loss, outputs = objective(inputs, labels)
+            loss, outputs = objective(inputs, labels, batch.filler)
         return loss, outputs
 
     def _end_epoch(self) -> None:
         """Measure, record, save."""
         progress, train = self.progress, self.config.train
-        sums = torch.tensor([progress.loss_sum, progress.rows], dtype=torch.float64)
-        loss_sum, rows = self._add_up(sums).tolist()
         record = {
             "stage": self.stage.name,
             "epoch": progress.epoch + 1,
             "step": progress.step,
-            "train_loss": loss_sum / rows,
-            "lr": max(group["lr"] for group in self.optimizer.param_groups),
+            "train_loss": progress.loss_sum / progress.loss_weight,
+            "lr": max(group["lr"] for group in self.learner.optimizer.param_groups),
             "seconds": time.monotonic() - self.started,
             **{f"val_{name}": value for name, value in self._validate().items()},
         }
@@ -231,7 +231,7 @@ class _Run:
         self.accelerator.log(record, step=progress.step)
         better = self._is_best(record)
         progress.epoch += 1
-        progress.epoch_step, progress.loss_sum, progress.rows = 0, 0.0, 0
+        progress.epoch_step, progress.loss_sum, progress.loss_weight = 0, 0.0, 0.0
         progress.bad_epochs = 0 if better else progress.bad_epochs + 1
         if (
             train.schedule == "plateau"
@@ -249,31 +249,27 @@ class _Run:
     def _validate(self) -> dict[str, float]:
         if self.parts.val is None:
             return {}
-        objective = self.ema.module if self.ema is not None else self.objective
-        return self._measure(objective, self.parts.val)
+        with self.learner.evaluated() as objective:
+            return self._measure(objective, self.parts.val)
 
     @torch.no_grad()
     def _measure(self, objective: nn.Module, batches: Batches) -> dict[str, float]:
-        objective.eval()
-        found, total, rows = [], 0.0, 0
-        for batch in batches.epoch(0, 0):
-            loss, outputs = self._loss(objective, batch)
-            total += loss.item() * len(batch.rows)
-            rows += len(batch.rows)
-            if outputs is not None:
-                found.append((batch.rows, outputs.float().cpu(), batch.labels))
-        sums = self._add_up(torch.tensor([total, rows], dtype=torch.float64))
-        result = {"loss": (sums[0] / sums[1]).item()}
-        if found:
-            outputs, labels = join_rows(gather_object([found]))
-            result |= self.parts.task.measure(outputs, labels)
+        found, total, weight, measured = [], 0.0, 0.0, False
+        for (each,) in self._read(batches, 1):
+            loss, outputs = self._loss(objective, each.batch)
+            measured = outputs is not None
+            if not each.batch.filler:
+                total += loss.item() * each.own
+                weight += each.own
+                if outputs is not None:
+                    found.append((each.batch.rows, outputs.float().cpu(), each.batch.labels))
+        total, weight = meet(self.accelerator, None, total, weight)
+        result = {"loss": total / weight}
+        if measured:
+            result |= on_first(
+                self.accelerator, found, lambda parts: self.parts.task.measure(*join_rows(parts))
+            )
         return result
-
-    def _add_up(self, sums: Tensor) -> Tensor:
-        """The sums of all ranks together."""
-        if self.accelerator.num_processes == 1:
-            return sums
-        return torch.stack(gather_object([sums])).sum(0)
 
     def _is_best(self, record: Mapping[str, Any]) -> bool:
         """Whether the stage's metric is its best so far; without validation, the last is."""
@@ -298,49 +294,32 @@ class _Run:
 
     def save(self, best: bool = False) -> None:
         """Write ``last``, and ``best`` too where this is the best so far. Every rank takes part."""
-        states = gather_object([rng_state()])
-        if self.accelerator.is_main_process:
-            tensors, rest = flatten_optimizer(self.optimizer)
-            own = _own_state(self.objective, self.parts)
-            files: dict[str, Mapping[str, Tensor]] = {
-                "model": self.parts.model.state_dict(),
-                "task": self.parts.task.state_dict(),
-                "optimizer": tensors,
-                "objective": own,
-            }
-            if self.ema is not None:
-                files["average"] = self.ema.state_dict()
-            scaler = self.accelerator.scaler
-            state = {
-                **self.parts.state,
-                "progress": asdict(self.progress),
-                "optimizer": rest,
-                "rng": states,
-                "scaler": scaler.state_dict() if scaler is not None else None,
-            }
-            save_checkpoint(
-                Path(self.config.run.dir),
-                self.progress.step,
-                tensors=files,
-                state=state,
-                config=to_yaml(self.config),
-                facts=self.parts.facts,
-                links=("last", "best") if best else ("last",),
-            )
-        self.accelerator.wait_for_everyone()
+        states = exchange(self.accelerator, rng_state())
+        files, rest = self.learner.state()
+        scaler = self.accelerator.scaler
+        state = {
+            **self.parts.state,
+            "progress": asdict(self.progress),
+            "optimizer": rest,
+            "rng": states,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "step_rows": self.step_rows,
+        }
+        with together(self.accelerator):
+            if self.accelerator.is_main_process:
+                save_checkpoint(
+                    Path(self.config.run.dir),
+                    self.progress.step,
+                    tensors=files,
+                    state=state,
+                    config=to_yaml(self.config),
+                    facts=self.parts.facts,
+                    links=("last", "best") if best else ("last",),
+                )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        tensors, state = checkpoint.tensors, checkpoint.state
-        try:
-            self.parts.model.load_state_dict(tensors["model"])
-            self.parts.task.load_state_dict(tensors["task"])
-            if self.progress.stage_step:  # at a boundary the rest is of the stage before
-                self.objective.load_state_dict(tensors["objective"], strict=False)
-                restore_optimizer(self.optimizer, tensors["optimizer"], state["optimizer"])
-                if self.ema is not None:
-                    self.ema.load_state_dict(tensors["average"])
-        except (RuntimeError, KeyError) as error:
-            raise CheckpointError(f"{checkpoint.path} is of another model: {error}") from error
+        """What is neither weights nor optimizer: the random states, the place in the epoch."""
+        state, progress = checkpoint.state, self.progress
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         states = state["rng"]
@@ -348,20 +327,28 @@ class _Run:
         # With another number of ranks nothing can repeat bit by bit; the ranks only must differ.
         restore_rng_state(states[rank % len(states)])
         if rank >= len(states):
-            torch.manual_seed(self.config.seed + self.progress.step + rank)
+            torch.manual_seed(self.config.seed + progress.step + rank)
+        if state["step_rows"] != self.step_rows:
+            # Steps of another size: the first that reaches beyond what the epoch has seen.
+            rows = min(progress.epoch_step * state["step_rows"], self.batches.rows)
+            progress.epoch_step = rows // self.step_rows
+            progress.stage_step = progress.epoch * self.steps_per_epoch + progress.epoch_step
+
+
+class _Weighted(NamedTuple):
+    """A batch, what it weighs in a mean of losses, and what those of all ranks do together."""
+
+    batch: ModelBatch
+    own: float
+    of_all: float
 
 
 def join_rows(parts: Iterable[list[Any]]) -> tuple[Tensor, Tensor | None]:
-    """Outputs and labels of all ranks in the order of the rows, each row once."""
+    """Outputs and labels of all ranks in the order of the rows."""
     flat = [entry for part in parts for entry in part]
-    rows = torch.cat([entry[0] for entry in flat])
+    order = torch.cat([entry[0] for entry in flat]).argsort()
     outputs = torch.cat([entry[1] for entry in flat], dim=-2)
     labels = None if flat[0][2] is None else torch.cat([entry[2] for entry in flat])
-    order = rows.argsort(stable=True)
-    ordered = rows[order]
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    first[1:] = ordered[1:] != ordered[:-1]
-    order = order[first]
     return outputs.index_select(-2, order), None if labels is None else labels[order]
 
 
@@ -370,28 +357,16 @@ def _begin_stage(progress: Progress) -> None:
     progress.best, progress.lr_cut = None, 1.0
 
 
-def _own_state(objective: nn.Module, parts: Parts) -> dict[str, Tensor]:
-    """What the objective has beside the model and the task: projections, a temperature."""
-    shared = {
-        id(value)
-        for module in (parts.model, parts.task)
-        for value in module.state_dict(keep_vars=True).values()
-    }
-    state = objective.state_dict(keep_vars=True)
-    return {name: value for name, value in state.items() if id(value) not in shared}
-
-
-def _finite(loss: Tensor, batch: Any, progress: Progress) -> float:
-    value: float = loss.item()
-    if not math.isfinite(value):
-        rows = ", ".join(map(str, batch.rows[:8].tolist()))
-        more = ", ..." if len(batch.rows) > 8 else ""
-        raise TrainingError(
-            f"the loss became {value} at step {progress.step + 1} (epoch {progress.epoch + 1}), in "
-            f"the batch of the table's rows {rows}{more}; look at these rows, lower train.lr, "
-            "or set train.clip_norm. The last checkpoint is intact."
-        )
-    return value
+def _not_finite(value: float, batch: ModelBatch, progress: Progress) -> TrainingError | None:
+    if math.isfinite(value):
+        return None
+    rows = ", ".join(map(str, batch.rows[:8].tolist()))
+    more = ", ..." if len(batch.rows) > 8 else ""
+    return TrainingError(
+        f"the loss became {value} at step {progress.step + 1} (epoch {progress.epoch + 1}), in "
+        f"the batch of the table's rows {rows}{more}; look at these rows, lower train.lr, "
+        "or set train.clip_norm. The last checkpoint is intact."
+    )
 
 
 def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:

@@ -3,6 +3,9 @@
 Each objective is a module from a batch to its loss and the task's outputs, if it has any, so that
 data parallel training wraps it like any model. It shares the encoders with the model; parameters of
 its own (projections, a temperature) live as long as the stage.
+
+A loss that compares rows with each other compares those of all ranks: every rank has the whole of
+it. A ``filler`` is a batch whose rows do not count there (see ``ModelBatch``).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from mmfast.losses import ContrastiveLoss
 from mmfast.plugins import Batch, Features
 from mmfast.train.multimodal import encode, out_dim, pooled
+from mmfast.train.ranks import gather_rows
 from mmfast.train.tasks import Task
 
 Inputs = Mapping[str, Batch | Features]
@@ -30,12 +34,17 @@ class TaskObjective(nn.Module):
         self.model = model
         self.task = task
 
-    def forward(self, inputs: Inputs, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, inputs: Inputs, labels: Tensor | None, filler: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """The mean loss, 0-d, and the outputs."""
         outputs = self.model(inputs)
         # Losses of 16-bit outputs lose what metrics need.
         outputs = outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
-        return self.task.loss(outputs, labels), outputs
+        if self.task.contrastive is None:
+            return self.task.loss(outputs, labels), outputs
+        rows = gather_rows(outputs.transpose(0, 1)[: 0 if filler else None])
+        return self.task.loss(rows.transpose(0, 1), None), outputs
 
 
 class ReconstructionObjective(nn.Module):
@@ -57,7 +66,9 @@ class ReconstructionObjective(nn.Module):
                 "one with a method pretrainer(), as audio_autoencoder has"
             )
 
-    def forward(self, inputs: Inputs, labels: Tensor | None) -> tuple[Tensor, None]:
+    def forward(
+        self, inputs: Inputs, labels: Tensor | None, filler: bool = False
+    ) -> tuple[Tensor, None]:
         """The loss, 0-d, and no outputs."""
         losses = [pretrainer(inputs[name]) for name, pretrainer in self.pretrainers.items()]
         return torch.stack(losses).sum(), None
@@ -78,14 +89,17 @@ class ContrastiveObjective(nn.Module):
         )
         self.contrastive = ContrastiveLoss()
 
-    def forward(self, inputs: Inputs, labels: Tensor | None) -> tuple[Tensor, None]:
+    def forward(
+        self, inputs: Inputs, labels: Tensor | None, filler: bool = False
+    ) -> tuple[Tensor, None]:
         """The loss, 0-d, and no outputs."""
         found = encode(self.encoders, inputs)
         codes = {name: self.projections[name](pooled(f)) for name, f in found.items()}
         losses = []
         for a, b in itertools.combinations(found, 2):
-            both = found[a].present & found[b].present
-            losses.append(self.contrastive(codes[a][both].float(), codes[b][both].float()))
+            both = found[a].present & found[b].present & (not filler)
+            pair = (gather_rows(codes[name][both].float()) for name in (a, b))
+            losses.append(self.contrastive(*pair))
         return torch.stack(losses).mean(), None
 
 
@@ -96,3 +110,20 @@ def make_objective(kind: str, model: nn.Module, task: Task, dim: int) -> nn.Modu
     if kind == "contrastive":
         return ContrastiveObjective(model, dim)
     return TaskObjective(model, task)
+
+
+def is_joint(objective: nn.Module) -> bool:
+    """Whether its loss is one of all ranks' rows, and not the mean over those of this rank."""
+    if isinstance(objective, TaskObjective):
+        return objective.task.contrastive is not None
+    return isinstance(objective, ContrastiveObjective)
+
+
+def loss_weight(task: Task | None, labels: Tensor | None, rows: Tensor) -> float:
+    """What the mean loss of some rows weighs in the mean over more: the number that divides it.
+
+    ``task`` is None for the loss of another objective.
+    """
+    if task is None or task.weight is None or labels is None or task.loss_name == "hinge":
+        return float(len(rows))
+    return float(task.weight.cpu()[labels].sum())

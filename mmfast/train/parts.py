@@ -27,8 +27,8 @@ class Progress:
         epoch_step: optimizer steps taken in the epoch.
         stage_step: optimizer steps taken in the stage.
         step: optimizer steps taken in all.
-        loss_sum: of the epoch's rows so far, this rank.
-        rows: of the epoch so far, this rank.
+        loss_sum: of the epoch so far on all ranks, each batch's mean loss times its weight.
+        loss_weight: the sum of these weights.
         best: the best value of the stage's metric so far.
         bad_epochs: epochs since then.
         lr_cut: what the plateau schedule has multiplied the rates by.
@@ -44,7 +44,7 @@ class Progress:
     stage_step: int = 0
     step: int = 0
     loss_sum: float = 0.0
-    rows: int = 0
+    loss_weight: float = 0.0
     best: float | None = None
     bad_epochs: int = 0
     lr_cut: float = 1.0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,18 +41,11 @@ from mmfast.plugins import create_encoder, encoder_info, fit_encoder_options
 from mmfast.train.batches import Batches
 from mmfast.train.config import Config
 from mmfast.train.multimodal import MultimodalModel, RetrievalModel
+from mmfast.train.ranks import World, together
 from mmfast.train.tasks import Task
 
 Notify = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
-
-
-class World(Protocol):
-    """The part of an accelerator that data needs: which rank of how many, and on what device."""
-
-    process_index: int
-    num_processes: int
-    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -247,25 +240,35 @@ def fill_cache(
     if config.data.cache is None:
         return {}
     found = {}
+    # Of several ranks each computes a part first, and then reads those of the others.
+    parts = [rows]
+    if world.num_processes > 1:
+        parts = [rows[world.process_index :: world.num_processes], rows]
     for name, encoder in model.get_submodule("encoders").named_children():
         if not _always_frozen(config, name):
             continue
         chosen = config.model.encoders[name]
         plugin = encoder_info(chosen.name)
-        found[name] = cache_features(
-            config.data.cache,
-            encoder,  # type: ignore[arg-type]
-            identity={"name": chosen.name, "options": options[name], "plugin": plugin.source},
-            table=examples.table,
-            spec=examples.specs[name],
-            rows=rows,
-            name=name,
-            missing=examples.checked.missing,
-            batch_size=config.train.batch_size,
-            workers=config.data.workers,
-            device=world.device,
-            progress=notify and _named(notify, f"encoding {name}"),
-        )
+        for some in parts:
+            with together(world):
+                found[name] = cache_features(
+                    config.data.cache,
+                    encoder,  # type: ignore[arg-type]
+                    identity={
+                        "name": chosen.name,
+                        "options": options[name],
+                        "plugin": plugin.source,
+                    },
+                    table=examples.table,
+                    spec=examples.specs[name],
+                    rows=some,
+                    name=name,
+                    missing=examples.checked.missing,
+                    batch_size=config.train.batch_size,
+                    workers=config.data.workers,
+                    device=world.device,
+                    progress=notify and _named(notify, f"encoding {name}"),
+                )
     return found
 
 

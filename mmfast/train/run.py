@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -16,12 +14,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mmfast.data import Labels, Split, Table, derived_seed
-from mmfast.train.accelerator import make_accelerator, start_trackers
+from mmfast.train.accelerator import end_training, make_accelerator, start_trackers
+from mmfast.train.allowance import no_larger_than
 from mmfast.train.batches import Batches
-from mmfast.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from mmfast.train.config import Config, config_from_yaml, differences
+from mmfast.train.checkpoint import Checkpoint, CheckpointError
+from mmfast.train.config import Config, config_from_yaml, differences, to_yaml
 from mmfast.train.engine import train
 from mmfast.train.export import example_rows, export_model, save_program
+from mmfast.train.folder import former_checkpoint, locked, read_run
+from mmfast.train.objectives import loss_weight
 from mmfast.train.parts import Listener, Parts, Progress, TrainingError
 from mmfast.train.prepare import (
     Examples,
@@ -37,13 +38,15 @@ from mmfast.train.prepare import (
     split_rows,
     versions,
 )
+from mmfast.train.ranks import contact, exchange, together
 from mmfast.train.seed import deterministic, seed_all, threads
 from mmfast.train.signals import listen
 from mmfast.train.tasks import Task
 
 Side = Literal["train", "val", "test"]
 
-_STATE = {"progress", "labels", "options", "fold", "fingerprint", "optimizer", "rng", "scaler"}
+# What may differ from machine to machine.
+_LOCAL = ("run", "data.source", "data.workers", "data.cache", "train.threads", "train.timeout")
 
 
 @dataclass
@@ -91,12 +94,16 @@ class Run:
             CheckpointError: there is no such checkpoint, or it was altered.
             ValueError, PluginLoadError: an encoder or fusion that it needs is not to be had.
         """
-        checkpoint = _read(Path(path) / which)
+        checkpoint = read_run(Path(path) / which)
         config = config_from_yaml(checkpoint.config, str(checkpoint.path / "config.yaml"))
         state = checkpoint.state
         labels = None if state["labels"] is None else Labels.from_dict(state["labels"])
-        model = build_model(config, state["options"], labels)
-        task = build_task(config, labels, None)
+        try:
+            with no_larger_than(_weights(checkpoint), checkpoint.path):
+                model = build_model(config, state["options"], labels)
+                task = build_task(config, labels, None)
+        except (KeyError, AttributeError, IndexError) as error:
+            raise CheckpointError(f"{checkpoint.path} is of no run: {error!r}") from error
         try:
             model.load_state_dict(_weights(checkpoint))
             task.load_state_dict(checkpoint.tensors["task"])
@@ -120,16 +127,18 @@ class Run:
         if not len(rows):
             raise ValueError(f"there are no rows to evaluate on: the {side} split is empty")
         batches = self._batches(Examples(table, specs, checked, self.labels), rows, True)
-        outputs, labels, losses = [], [], []
+        outputs, labels, total, weight = [], [], 0.0, 0.0
         for batch, found in self._outputs(batches):
             given = batch.labels
-            losses.append(self.task.loss(found, given).item() * len(batch.rows))
+            own = loss_weight(self.task, given, batch.rows)
+            total += self.task.loss(found, given).item() * own
+            weight += own
             outputs.append(found)
             if given is not None:
                 labels.append(given)
         joined = torch.cat(outputs, dim=-2)
         measured = self.task.measure(joined, torch.cat(labels) if labels else None)
-        return {"loss": sum(losses) / len(rows), **measured}
+        return {"loss": total / weight, **measured}
 
     def predict(
         self, source: str | None = None, notify: Notify | None = None
@@ -226,12 +235,13 @@ def fit(
     """
     accelerator = make_accelerator(config)
     folder = Path(config.run.dir)
-    checkpoint = _former(config, folder, resume)
     with (
-        _locked(folder, accelerator),
+        contact(accelerator),
+        locked(folder, accelerator),
         deterministic(config.train.deterministic),
         threads(config.train.threads),
     ):
+        checkpoint = former_checkpoint(config, folder, resume, accelerator)
         seed_all(derived_seed(config.seed, "rank", accelerator.process_index))
         parts = _parts(config, accelerator, checkpoint, fold, notify)
         start_trackers(accelerator, config)
@@ -244,7 +254,7 @@ def fit(
                 listener=listener,
                 interruption=interruption,
             )
-        accelerator.end_training()
+        end_training(accelerator)
     run = Run.load(folder, "best" if progress.done else "last")
     run.progress = progress
     run.signal = None if progress.done else interruption.signal
@@ -265,20 +275,22 @@ def _parts(
     fold: int | None,
     notify: Notify | None,
 ) -> Parts:
-    table, specs, checked = read_examples(config, notify=notify)
-    split = divide(config, table, checked.rows, fold)
-    if not len(split.train):
-        raise TrainingError("the training split is empty; look at data.split.fractions")
-    _check_validation(config, split)
-    fingerprint = _fingerprint(table, split)
-    if checkpoint is None:
-        labels = learn_labels(config, table, split.train)
-        options = learn_options(config, table, specs, checked, split.train)
-    else:
-        labels, options = _learned(checkpoint, fingerprint)
-    examples = Examples(table, specs, checked, labels)
-    model = build_model(config, options, labels)
-    model.to(accelerator.device)
+    with together(accelerator):
+        table, specs, checked = read_examples(config, notify=notify)
+        split = divide(config, table, checked.rows, fold)
+        if not len(split.train):
+            raise TrainingError("the training split is empty; look at data.split.fractions")
+        _check_validation(config, split)
+        fingerprint = _fingerprint(table, split)
+        if checkpoint is None:
+            labels = learn_labels(config, table, split.train)
+            options = learn_options(config, table, specs, checked, split.train)
+        else:
+            labels, options = _learned(checkpoint, fingerprint)
+        examples = Examples(table, specs, checked, labels)
+        model = build_model(config, options, labels)
+        model.to(accelerator.device)
+    _check_alike(config, fingerprint, accelerator)
     used = torch.cat([split.train, split.val])
     features = fill_cache(config, model, examples, used, options, accelerator, notify)
 
@@ -309,6 +321,26 @@ def _parts(
     )
 
 
+def _check_alike(config: Config, fingerprint: str, accelerator: Accelerator) -> None:
+    """Raise on every rank if they were given different configurations or rows."""
+    found = exchange(accelerator, (to_yaml(config), fingerprint))
+    first, rows = found[0]
+    for rank, (text, others) in enumerate(found):
+        changed = differences(
+            config_from_yaml(first, "rank 0"), config_from_yaml(text, f"rank {rank}"), _LOCAL
+        )
+        if changed:
+            raise TrainingError(
+                f"ranks 0 and {rank} were started with different configurations: "
+                f"{'; '.join(changed)}"
+            )
+        if others != rows:
+            raise TrainingError(
+                f"ranks 0 and {rank} found different rows in {config.data.source}: the table, or "
+                "what can be read of it, differs between their machines"
+            )
+
+
 def _check_validation(config: Config, split: Split) -> None:
     wanted = {
         "train.early_stopping": config.train.early_stopping is not None,
@@ -335,36 +367,6 @@ def _learned(
     return labels, state["options"]
 
 
-def _former(config: Config, folder: Path, resume: bool) -> Checkpoint | None:
-    """The checkpoint to go on from, if there is one and it is wanted."""
-    if not (folder / "last").is_symlink() and not (folder / "last").exists():
-        return None
-    if not resume:
-        raise TrainingError(
-            f"{folder} holds a run already; go on with it by --resume auto, or choose another "
-            "run.dir"
-        )
-    checkpoint = _read(folder / "last")
-    former = config_from_yaml(checkpoint.config, str(checkpoint.path / "config.yaml"))
-    changed = differences(former, config, besides=("run", "data.workers", "data.cache"))
-    if changed:
-        raise TrainingError(
-            f"{folder} was trained with another configuration and cannot be resumed with this one: "
-            f"{'; '.join(changed)}"
-        )
-    return checkpoint
-
-
-def _read(path: Path) -> Checkpoint:
-    checkpoint = load_checkpoint(path)
-    lacking = _STATE - set(checkpoint.state)
-    if lacking:
-        raise CheckpointError(
-            f"{path} is of no run of mmfast: its state lacks {', '.join(sorted(lacking))}"
-        )
-    return checkpoint
-
-
 def _weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The weights to evaluate with: the moving average where there is one."""
     prefix = "module.model."
@@ -381,23 +383,3 @@ def _fingerprint(table: Table, split: Split) -> str:
     for side in split:
         digest.update(np.ascontiguousarray(side.numpy()).tobytes() + b"|")
     return digest.hexdigest()
-
-
-@contextmanager
-def _locked(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """Keep a second process from training in the same folder."""
-    if not accelerator.is_main_process:
-        yield
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / ".lock").open("w")
-    except OSError as error:
-        raise TrainingError(f"run.dir {folder} cannot be written to: {error.strerror}") from error
-    with handle:
-        try:
-            # Not flock: the workers of a run that was killed would hold on to it for seconds.
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise TrainingError(f"another process is training in {folder}") from error
-        yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,16 +13,20 @@ import torch
 import torch.distributed
 from accelerate import Accelerator
 
+_SAME_REQUEST_SECONDS = 1.0
+
 
 class Interruption:
     """Whether somebody asked training to stop.
 
     Attributes:
         signal: number of the signal that was received, or None.
+        since: when, by ``time.monotonic``.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.since = 0.0
 
     def agreed(self, accelerator: Accelerator) -> bool:
         """Whether any rank was told to stop; all ranks get the same answer."""
@@ -35,7 +40,10 @@ class Interruption:
 
 @contextmanager
 def listen() -> Iterator[Interruption]:
-    """Turn SIGTERM and SIGINT into a request to stop; a second one ends the process at once.
+    """Turn SIGTERM and SIGINT into a request to stop; a later one ends the process at once.
+
+    Not one that comes within a second: schedulers signal torchrun and its ranks, and torchrun
+    passes it on to them.
 
     Outside the main thread, where Python delivers no signals, nothing is listened to.
     """
@@ -43,10 +51,11 @@ def listen() -> Iterator[Interruption]:
     former = {}
 
     def receive(number: int, frame: FrameType | None) -> None:
-        if interruption.signal is not None:
+        if interruption.signal is None:
+            interruption.signal, interruption.since = number, time.monotonic()
+        elif time.monotonic() - interruption.since > _SAME_REQUEST_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        interruption.signal = number
 
     try:
         if threading.current_thread() is threading.main_thread():

@@ -64,27 +64,32 @@ def test_without_the_last_batch():
     assert len(sampler) == 10
 
 
-@pytest.mark.parametrize("length", [1, 7, 96, 103])
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("length", [1, 7, 96, 97, 103])
 @pytest.mark.parametrize("world", [2, 3, 8])
-def test_ranks_share_an_epoch(length, world):
-    whole = positions(epoch(BatchSampler(length, 4, seed=3)))
-    ranks = [
-        epoch(BatchSampler(length, 4, seed=3, rank=rank, world_size=world)) for rank in range(world)
+def test_ranks_share_every_batch_of_one(length, world, shuffle):
+    options = {"seed": 3, "shuffle": shuffle}
+    alone = epoch(BatchSampler(length, 4 * world, **options))
+    samplers = [
+        BatchSampler(length, 4, rank=rank, world_size=world, **options) for rank in range(world)
     ]
-    assert len({tuple(map(len, batches)) for batches in ranks}) == 1
-    drawn = Counter(position for batches in ranks for position in positions(batches))
-    assert set(drawn) == set(range(length))
-    assert sum(drawn.values()) - length < world
-    first = sorted(draw.position for batches in ranks for draw in batches[0])
-    if 4 * world <= length:  # together, the first batches are the first rows of the order
-        assert first == sorted(whole[: 4 * world])
+    for number, batches in enumerate(zip(*map(epoch, samplers), strict=True)):
+        own = [
+            batch
+            for sampler, batch in zip(samplers, batches, strict=True)
+            if not sampler.is_filler(number)
+        ]
+        assert sorted(positions(own)) == sorted(positions([alone[number]]))
+        assert max(map(len, own)) - min(map(len, own)) <= 1
+        fillers = [batch for batch in batches if batch not in own]
+        assert all(len(batch) == 1 and batch[0] in alone[number] for batch in fillers)
+        assert len(own) == world or number == len(alone) - 1
+    assert number == len(alone) - 1
 
 
-@pytest.mark.parametrize("length", [1, 7, 103])
-def test_evaluation_on_ranks_draws_each_row_exactly_once(length):
-    ranks = [BatchSampler(length, 4, shuffle=False, rank=r, world_size=3) for r in range(3)]
-    assert sorted(p for rank in ranks for p in positions(rank)) == list(range(length))
-    assert [len(list(rank)) for rank in ranks] == [len(rank) for rank in ranks]
+def test_ranks_without_the_last_batch():
+    ranks = [BatchSampler(103, 4, rank=r, world_size=3, drop_last=True) for r in range(3)]
+    assert [[len(batch) for batch in rank] for rank in ranks] == [[4] * 8] * 3
 
 
 def test_rare_classes_are_drawn_as_often():

@@ -115,11 +115,11 @@ def test_a_finished_run_resumed_stays_as_it_is(tmp_path):
 
 
 HOLD = """
-import os, sys, time, types
+import os, sys, time
 from pathlib import Path
-from mmfast.train.run import _locked
+from mmfast.train.folder import _lock
 
-with _locked(Path(sys.argv[1]), types.SimpleNamespace(is_main_process=True)):
+with _lock(Path(sys.argv[1]), "token"):
     worker = os.fork()
     if not worker:
         time.sleep(120)
