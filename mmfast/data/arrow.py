@@ -2,6 +2,9 @@
 
 The latter are read without that library: they are Arrow streams beside a JSON file that says what
 the columns mean. Their cells stay in the files, which are memory-mapped.
+
+Both formats can hold gigabytes in kilobytes, and Arrow believes what a stream says of the places of
+its texts: how much comes of a file is watched while it is read, and where a stream points to, once.
 """
 
 from __future__ import annotations
@@ -12,6 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from mmfast.data.table import Table, TableError, need
+
+_DECODED = 1 << 30
+_RATIO = 100  # a table that decodes to more than this many times its file, and to more than 1 GiB
+_ROWS_AT_ONCE = 1 << 14
+_WIDTHS = {"BOOLEAN": 0, "INT64": 8, "DOUBLE": 8, "INT96": 8}  # others take 4 bytes or more
 
 
 class ArrowColumn(Sequence[Any]):
@@ -67,15 +75,41 @@ class ArrowColumn(Sequence[Any]):
 
 
 def read_parquet(path: Path) -> Table:
-    """The table of a Parquet file; TableError unless it is one."""
+    """The table of a Parquet file; TableError unless it is one, or if it unfolds without end."""
     arrow, parquet = need("pyarrow"), need("pyarrow.parquet")
     try:
-        table = parquet.read_table(path, partitioning=None)
+        facts = parquet.read_metadata(path)
+        _check_names(path, facts.schema.to_arrow_schema().names)
+        groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
+        chunks = [group.column(place) for group in groups for place in range(group.num_columns)]
+        _check_decoded(path, sum(_WIDTHS.get(c.physical_type, 4) * c.num_values for c in chunks))
+        table = _decoded(path, facts)
     except (arrow.ArrowException, OSError) as error:
         raise TableError(f"{path} is no readable Parquet file: {error}") from error
-    _check_names(path, table.column_names)
     columns = {name: ArrowColumn(table.column(name), name=name) for name in table.column_names}
     return Table(columns, path.parent, str(path))
+
+
+def _decoded(path: Path, facts: Any) -> Any:
+    arrow, parquet = need("pyarrow"), need("pyarrow.parquet")
+    schema = facts.schema.to_arrow_schema()
+    # A text that many rows repeat stays one text.
+    texts = [field.name for field in schema if arrow.types.is_string(field.type)]
+    batches, held = [], 0
+    with parquet.ParquetFile(path, metadata=facts, read_dictionary=texts) as file:
+        for batch in file.iter_batches(_ROWS_AT_ONCE):
+            held += batch.nbytes
+            _check_decoded(path, held)
+            batches.append(batch)
+        return arrow.Table.from_batches(batches, file.schema_arrow)
+
+
+def _check_decoded(path: Path, size: int) -> None:
+    limit = max(_DECODED, _RATIO * path.stat().st_size)
+    if size > limit:
+        raise TableError(
+            f"{path} decodes to more than {limit} bytes, {_RATIO} times its own or 1 GiB; divide it"
+        )
 
 
 def read_saved(folder: Path) -> Table:
@@ -125,8 +159,11 @@ def _saved_columns(folder: Path) -> dict[str, ArrowColumn]:
     state, info = _facts(folder / "state.json"), _facts(folder / "dataset_info.json")
     if state.get("_indices_data_files"):
         raise TableError(f"{folder} holds rows out of order; save it by a current datasets library")
-    files = [str(folder / Path(entry["filename"]).name) for entry in state["_data_files"]]
-    table = _open(files)
+    try:
+        files = [str(folder / Path(entry["filename"]).name) for entry in state["_data_files"]]
+    except (KeyError, TypeError) as error:
+        raise TableError(f"{folder / 'state.json'} names no data files") from error
+    table = _open(files, check=True)
     _check_names(folder, table.column_names)
     columns = {}
     for name in table.column_names:
@@ -139,24 +176,57 @@ def _saved_columns(folder: Path) -> dict[str, ArrowColumn]:
 def _facts(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TableError(f"{path} cannot be read: {error}") from error
     if not isinstance(facts, dict):
         raise TableError(f"{path} must hold a JSON object")
     return facts
 
 
-def _open(files: Sequence[str]) -> Any:
+def _open(files: Sequence[str], check: bool = False) -> Any:
     arrow, ipc = need("pyarrow"), need("pyarrow.ipc")
     tables = []
     for file in files:
         try:
-            tables.append(ipc.open_stream(arrow.memory_map(file)).read_all())
+            if check and any(map(_compressed, ipc.MessageReader.open_stream(file))):
+                raise TableError(f"{file} is compressed; save it by datasets' save_to_disk")
+            table = ipc.open_stream(arrow.memory_map(file)).read_all()
+            if check:
+                table.validate(full=True)
+            tables.append(table)
         except (arrow.ArrowException, OSError) as error:
             raise TableError(f"{file} is no readable Arrow file: {error}") from error
     if not tables:
         raise TableError("the saved dataset is empty: it has no data file")
     return arrow.concat_tables(tables)
+
+
+def _compressed(message: Any) -> bool:
+    """Whether a message of a stream holds compressed columns, which pyarrow does not tell.
+
+    A flatbuffer (Message.fbs of the Arrow format): a table begins with how far before it the list
+    of its fields lies, which says where each field is. 3 is the compression of a record batch; a
+    dictionary has a record batch for field 1.
+    """
+    data = message.metadata.to_pybytes()
+
+    def number(place: int, size: int = 4) -> int:
+        return int.from_bytes(data[place : place + size], "little")
+
+    def field(table: int, index: int) -> int:
+        fields = table - int.from_bytes(data[table : table + 4], "little", signed=True)
+        entry = 4 + 2 * index
+        offset = number(fields + entry, 2) if entry < number(fields, 2) else 0
+        return table + offset if offset else 0
+
+    def follow(place: int) -> int:
+        return place + number(place)
+
+    if message.type not in ("record batch", "dictionary"):
+        return False
+    header = follow(field(follow(0), 2))
+    batch = header if message.type == "record batch" else follow(field(header, 1))
+    return bool(field(batch, 3))
 
 
 def _reopen(files: Sequence[str], name: str, names: Sequence[str] | None) -> ArrowColumn:

@@ -9,9 +9,11 @@ products do.
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import time
+import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -125,10 +127,19 @@ def _home(folder: Path, name: str, encoder: Encoder, identity: Mapping[str, Any]
     home = folder / f"{re.sub(r'[^a-zA-Z0-9._-]', '_', name)}-{short}"
     try:
         home.mkdir(parents=True, exist_ok=True)
-        (home / "encoder.json").write_text(text, encoding="utf-8")
+        _note(home, text)
     except OSError as error:
         raise OSError(f"the feature cache {home} cannot be written: {error.strerror}") from error
     return home
+
+
+def _note(home: Path, text: str) -> None:
+    """Write encoder.json by a rename, which does not follow a link that somebody left there."""
+    if home.is_symlink():
+        raise OSError(errno.ELOOP, "it is a symbolic link")
+    fresh = home / f".encoder-{uuid.uuid4().hex}"
+    fresh.write_text(text, encoding="utf-8")
+    fresh.replace(home / "encoder.json")
 
 
 def _keys(

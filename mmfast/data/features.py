@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from mmfast.data.files import Unreadable, file_bytes, locate, named
+from mmfast.data.files import Unreadable, check_header, file_bytes, locate, named
 from mmfast.data.shards import Member
 from mmfast.data.table import need
 
@@ -75,27 +76,50 @@ def _npy(path: str, name: str, part: str) -> np.ndarray:
         raise Unreadable("is an archive of several arrays; save one array by numpy.save", name)
     if not part:
         return array
-    if not part.isdecimal() or not array.ndim or int(part) >= len(array):
-        held = len(array) if array.ndim else 0
-        raise Unreadable(f"has {held} rows; there is no row {part!r}", name)
+    held = len(array) if array.ndim else 0
+    if not part.isdecimal() or len(part) > 18 or int(part) >= held:
+        raise Unreadable(f"has {held} rows; there is no row {part[:99]!r}", name)
     return array[int(part)]
 
 
 def _array_of(data: bytes, name: str) -> Any:
     if data[:6] == b"\x93NUMPY":
         try:
-            return np.load(io.BytesIO(data), allow_pickle=False)
+            return _array_in(data)
         except Exception as error:
             raise Unreadable(f"is no readable .npy array: {error}", name) from error
     try:
+        check_header(data[:8])
         tensors = need("safetensors.torch").load(data)
     except Exception as error:
         raise Unreadable(f"is neither .npy nor .safetensors: {error}", name) from error
     return tensors[_only(list(tensors), "", name)]
 
 
+def _array_in(data: bytes) -> np.ndarray:
+    """The array of a .npy file in memory; numpy would take what the header declares first."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
+        raise ValueError(f"it has version {version} of the format")
+    shape, fortran, dtype = readers[version](file)
+    if dtype.hasobject:
+        raise ValueError("it holds pickled objects")
+    declared, held = math.prod(shape) * dtype.itemsize, len(data) - file.tell()
+    if declared != held:
+        raise ValueError(f"it declares {declared} bytes and holds {held}")
+    flat = np.frombuffer(data, dtype, offset=file.tell())
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
 def _safetensors(path: str, name: str, part: str) -> torch.Tensor:
     try:
+        with open(path, "rb") as start:
+            check_header(start.read(8))
         with need("safetensors").safe_open(path, framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(_only(list(file.keys()), part, name))
             return tensor

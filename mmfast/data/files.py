@@ -18,6 +18,8 @@ from mmfast.data.shards import Member
 
 MAX_FILE = 1 << 30
 """Largest file that is read whole, in bytes."""
+MAX_HEADER = 1 << 25
+"""Longest header of a safetensors file, in bytes; parsed it takes ten times as much."""
 
 
 class Unreadable(ValueError):
@@ -96,6 +98,13 @@ def file_bytes(cell: Any, root: Path | None) -> bytes:
             return file.read()
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror}", cell) from error
+
+
+def check_header(first: bytes) -> None:
+    """Raise ValueError if a safetensors file, by its first 8 bytes, has too long a header."""
+    size = int.from_bytes(first, "little")
+    if size > MAX_HEADER:
+        raise ValueError(f"its header declares {size} bytes; it may have {MAX_HEADER}")
 
 
 def named(cell: Any) -> str:

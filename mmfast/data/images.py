@@ -17,6 +17,7 @@ MAX_PIXELS = 89_478_485
 """Largest image, in pixels; Pillow's own limit, 256 MiB of RGB."""
 MAX_VIDEO_PIXELS = 1 << 27
 """Pixels of all frames of an animation together, since they are decoded at once."""
+_LEAST_FRAME = 1 << 12  # what the objects of a frame take besides, in pixels
 IMAGE_SUFFIXES = (
     ".bmp",
     ".gif",
@@ -55,12 +56,14 @@ def decode_animation(data: bytes) -> list[Image.Image]:
     frames: list[Image.Image] = []
     try:
         image = _open(data)
-        most = MAX_VIDEO_PIXELS // (image.width * image.height)
+        pixels = 0
         for frame in ImageSequence.Iterator(image):
-            if len(frames) == most:
+            # Of each frame, since a later one may be larger than the first.
+            pixels += max(_LEAST_FRAME, frame.width * frame.height)
+            if pixels > MAX_VIDEO_PIXELS:
                 raise Unreadable(
-                    f"has more than {most} frames of {image.width} x {image.height}; at most "
-                    f"{MAX_VIDEO_PIXELS} pixels are decoded: give a folder of frames instead"
+                    f"has more than {len(frames)} frames of {frame.width} x {frame.height}; at "
+                    f"most {MAX_VIDEO_PIXELS} pixels are decoded: give a folder of frames instead"
                 )
             frames.append(_rgb(frame.copy()))
     except Unreadable:

@@ -78,8 +78,11 @@ class Labels:
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> Labels:
         """What :meth:`to_dict` returned, also after JSON has made lists of its tuples."""
-        listed = {name: tuple(state[name]) for name in ("columns", "classes")}
-        return cls(**{**state, **listed})
+        try:
+            listed = {name: tuple(state[name]) for name in ("columns", "classes")}
+            return cls(**{**state, **listed})
+        except (KeyError, TypeError, IndexError) as error:
+            raise LabelError(f"no labels of a run: {error!r}") from error
 
     def _encode_sets(self, table: Table, rows: Sequence[int]) -> Tensor:
         targets = torch.zeros(len(rows), len(self.classes))

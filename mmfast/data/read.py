@@ -172,7 +172,7 @@ def _video(cell: Any, root: Path | None) -> Any:
     if isinstance(cell, str) and cell.lstrip().startswith("["):
         try:
             cell = json.loads(cell)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Unreadable(f"is no JSON list of paths: {error}") from error
     if isinstance(cell, (list, tuple)):
         if not cell:

@@ -12,19 +12,20 @@ import glob
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmfast.data.table import Progress, Table, TableError, TextColumn
+from mmfast.data.table import Progress, SparseColumn, Table, TableError, TextColumn, packed
 
 KEY = "__key__"
 # What these endings hold is small, and is needed as values: it is read while searching.
 _TEXTS = ("txt", "text", "transcript", "caption", "cls", "cls2", "class", "id", "index", "json")
 _LONGEST_TEXT = 1 << 24
+_MOST_SHARDS = 100_000
 _BLOCK = 512
 
 
@@ -64,6 +65,9 @@ class MemberColumn(Sequence[Any]):
     def close(self, keys: Sequence[str]) -> None:
         """Pack the places once all are known."""
         self._keys = keys
+        if 8 * len(self._places) < len(keys):
+            self._places = SparseColumn({row: at for row, *at in self._places}, len(keys))
+            return
         table = np.full((len(keys), 3), -1, dtype=np.int64)
         places = np.asarray(self._places, dtype=np.int64)
         table[places[:, 0]] = places[:, 1:]
@@ -73,9 +77,10 @@ class MemberColumn(Sequence[Any]):
         return len(self._keys)
 
     def __getitem__(self, row: Any) -> Any:
-        shard, offset, size = map(int, self._places[row])
-        if shard < 0:
+        place = self._places[row]
+        if place is None or place[0] < 0:
             return None
+        shard, offset, size = map(int, place)
         return Member(self._shards[shard], f"{self._keys[row]}.{self._ending}", offset, size)
 
 
@@ -96,7 +101,7 @@ def read_shards(pattern: str, progress: Progress | None = None) -> Table:
         TableError: no such shard, one that is compressed, truncated or no tar file, or a sample
             with two files of one ending.
     """
-    shards = [path for one in _braces(pattern) for path in _wildcards(one)]
+    shards = _shards(pattern)
     keys: list[str] = []
     members: dict[str, MemberColumn] = {}
     values: dict[str, dict[int, Any]] = {}
@@ -124,30 +129,44 @@ def read_shards(pattern: str, progress: Progress | None = None) -> Table:
             progress(number + 1, len(shards))
     if not keys:
         raise TableError(f"{pattern} is empty: the shards hold no files with an ending")
-    packed = TextColumn(keys)
+    names = TextColumn(keys)
     for column in members.values():
-        column.close(packed)
-    texts = {name: _packed(found, len(keys)) for name, found in values.items()}
-    return Table({KEY: packed, **members, **texts}, Path(shards[0]).parent, pattern)
+        column.close(names)
+    texts = {name: _texts(found, len(keys)) for name, found in values.items()}
+    return Table({KEY: names, **members, **texts}, Path(shards[0]).parent, pattern)
 
 
-def _packed(found: dict[int, Any], count: int) -> Sequence[Any]:
-    if all(isinstance(value, str) for value in found.values()):
-        return TextColumn(found.get(row, "") for row in range(count))
-    return [found.get(row) for row in range(count)]
+def _texts(found: dict[int, Any], count: int) -> Sequence[Any]:
+    column = packed(found, count)
+    if isinstance(column, list) and all(isinstance(value, str) for value in found.values()):
+        return TextColumn(value or "" for value in column)
+    return column
+
+
+def _shards(pattern: str) -> list[str]:
+    found: list[str] = []
+    if pattern.count("{") < 100:
+        for one in _braces(pattern):
+            found += _wildcards(one)
+            if len(found) > _MOST_SHARDS:
+                break
+        else:
+            return found
+    raise TableError(f"{pattern[:200]!r} names more than {_MOST_SHARDS} shards")
 
 
 def _braces(pattern: str) -> Iterator[str]:
     """``a{1..3}`` as a1, a2, a3 and ``a{x,y}`` as ax, ay, as a shell does."""
-    found = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", pattern)
+    found = re.search(r"\{(\d{1,9})\.\.(\d{1,9})\}|\{([^{}]*,[^{}]*)\}", pattern)
     if not found:
         yield pattern
         return
     first, last, listed = found.groups()
+    choices: Iterable[str]
     if listed is not None:
         choices = listed.split(",")
     else:
-        choices = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
+        choices = (f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1))
     for choice in choices:
         yield from _braces(pattern[: found.start()] + choice + pattern[found.end() :])
 
@@ -171,10 +190,16 @@ def _files(shard: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
                 raise TableError(f"{shard} is truncated: it lacks the mark of its end")
             for info in tar:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+                if info.size < 0:  # tarfile would follow a negative one back, for ever
+                    raise TableError(
+                        f"{shard} is no readable tar file: {info.name!r} declares {info.size} bytes"
+                    )
                 if not info.isreg() or info.issparse():
                     continue
                 yield tar, info
-    except tarfile.TarError as error:
+    except TableError:
+        raise
+    except (tarfile.TarError, ValueError) as error:
         raise TableError(
             f"{shard} is no readable tar file: {error}; it must be complete and uncompressed"
         ) from error

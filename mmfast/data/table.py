@@ -10,6 +10,7 @@ import csv
 import difflib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ Progress = Callable[[int, int], None]
 
 # Python's own limit, 128 KiB, is less than a long text.
 _LONGEST_CELL = 1 << 24
+_LONGEST_LINE = 1 << 25
 _SUFFIXES = ".csv, .tsv, .jsonl, .parquet, .tar"
 
 
@@ -53,6 +55,31 @@ class TextColumn(Sequence[str]):
         if not 0 <= row < len(self):
             raise IndexError(row)
         return self._data[self._ends[row] : self._ends[row + 1]].decode("utf-8")
+
+
+class SparseColumn(Sequence[Any]):
+    """Cells most of which are missing, in memory for those that are there.
+
+    Rows that each have a column of their own would otherwise take the square of what they hold.
+    """
+
+    def __init__(self, cells: Mapping[int, Any], count: int) -> None:
+        self._cells, self._count = cells, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, row: Any) -> Any:
+        if not 0 <= row < self._count:
+            raise IndexError(row)
+        return self._cells.get(row)
+
+
+def packed(cells: Mapping[int, Any], count: int) -> Sequence[Any]:
+    """A column of ``count`` rows from the cells that are there, by row."""
+    if 8 * len(cells) < count:
+        return SparseColumn(cells, count)
+    return [cells.get(row) for row in range(count)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,11 +249,21 @@ def _text(path: Path) -> Iterator[Any]:
         raise TableError(f"{path} cannot be read: {error.strerror}") from error
 
 
+def _lines(file: Any, path: Path) -> Iterator[str]:
+    """The lines of a text file; one that has no end is not read to the end of the memory."""
+    number = 0
+    while line := file.readline(_LONGEST_LINE):
+        number += 1
+        if len(line) == _LONGEST_LINE and line[-1] not in "\r\n":
+            raise TableError(f"{path}:{number}: the line is longer than {_LONGEST_LINE} characters")
+        yield line
+
+
 def _read_csv(path: Path, delimiter: str) -> Table:
     limit = csv.field_size_limit(_LONGEST_CELL)
     lines: list[int] = []
     with _text(path) as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        reader = csv.reader(_lines(file, path), delimiter=delimiter, strict=True)
         try:
             names = [name.strip() for name in next(reader, [])]
             _check_header(path, names)
@@ -256,16 +293,16 @@ def _read_csv(path: Path, delimiter: str) -> Table:
 def _check_header(path: Path, names: Sequence[str]) -> None:
     if not any(names):
         raise TableError(f"{path} is empty: its first line must name the columns")
-    for name in names:
-        if names.count(name) > 1:
+    for name, times in Counter(names).items():
+        if times > 1:
             raise TableError(f"{path}:1: the header names the column {name!r} twice")
 
 
 def _read_jsonl(path: Path) -> Table:
-    rows: list[dict[str, Any]] = []
+    columns: dict[str, dict[int, Any]] = {}
     lines: list[int] = []
     with _text(path) as file:
-        for line, text in enumerate(file, start=1):
+        for line, text in enumerate(_lines(file, path), start=1):
             if not text.strip():
                 continue
             try:
@@ -277,12 +314,12 @@ def _read_jsonl(path: Path) -> Table:
                     f"{path}:{line}: the line is a {type(row).__name__}; it must be an object, "
                     '{"column": value, ...}'
                 )
-            rows.append(row)
+            for name, value in row.items():
+                columns.setdefault(name, {})[len(lines)] = value
             lines.append(line)
-    names = dict.fromkeys(name for row in rows for name in row)
-    if not names:
+    if not columns:
         raise TableError(f"{path} is empty: it must hold at least one JSON object with a key")
-    return _table(path, {name: [row.get(name) for row in rows] for name in names}, lines)
+    return _table(path, {name: packed(found, len(lines)) for name, found in columns.items()}, lines)
 
 
 def _without_twins(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from transformers import AutoConfig, AutoModel
-from transformers.utils import logging
+from transformers.utils import find_adapter_config_file, logging
 
 TOWERS = {"text": "text_config", "image": "vision_config", "audio": "audio_config"}
 MODALITY_OF_INPUT = {
@@ -51,6 +51,13 @@ def load_config(
         except ValueError as error:
             raise ValueError(f"hf: config: transformers knows no model_type {kind!r}") from error
     towers = {name: key for name, key in TOWERS.items() if hasattr(whole, key)}
+    for part in (whole, *(getattr(whole, key) for key in towers.values())):
+        kernel = getattr(part, "_attn_implementation", None)
+        if "/" in str(kernel):  # transformers would fetch it from the hub
+            raise ValueError(
+                f"hf: attn_implementation is {kernel!r}, compiled code of a repository, which "
+                "mmfast does not run; leave it out"
+            )
     if not towers:
         return whole
     if modality not in towers:
@@ -144,6 +151,14 @@ def from_source(factory: Any, source: str, wanted: str, **options: Any) -> Any:
         raise FileNotFoundError(f"hf: {source!r} is no folder here; it must hold {wanted}")
     local = folder.is_dir()
     try:
+        adapted = find_adapter_config_file(
+            str(folder) if local else source, revision=options.get("revision")
+        )
+        if adapted is not None:  # PEFT would load another model, and import modules that it names
+            raise ValueError(
+                f"hf: {source!r} is an adapter of another model (it has adapter_config.json): "
+                "merge them by PEFT's merge_and_unload(), and give the folder with the result"
+            )
         return factory.from_pretrained(
             str(folder) if local else source, trust_remote_code=False, **options
         )

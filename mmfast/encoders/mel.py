@@ -19,6 +19,7 @@ from mmfast.plugins.contract import Waveform
 # of that (Smith, "Digital Audio Resampling", ccrma.stanford.edu/~jos/resample).
 _CROSSINGS, _ROLLOFF, _BETA = 32, 0.92, 8.0
 _MOST_COEFFICIENTS = 1 << 24
+_MOST_SAMPLES = 1 << 28
 # Of the power of a filter, relative to full scale: 100 dB down, below the noise of 16 bits.
 _FLOOR = 1e-10
 
@@ -234,8 +235,13 @@ def resample(samples: Tensor, rate: int, new_rate: int) -> Tensor:
             f"sample_rate is {rate} Hz and {new_rate} Hz is wanted: in lowest terms {old} / {new}, "
             "too many phases; resample the recording to a usual rate first"
         )
-    kernel, reach = _sinc_kernel(old, new)
     length = -(-len(samples) * new // old)
+    if length > _MOST_SAMPLES:
+        raise ValueError(
+            f"the sample rate is {rate} Hz: resampled to {new_rate} Hz, {len(samples)} samples would "
+            f"be {length}; at most {_MOST_SAMPLES} are made"
+        )
+    kernel, reach = _sinc_kernel(old, new)
     blocks = -(-length // new)
     padded = F.pad(samples, (reach, blocks * old + reach - len(samples)))
     # Every `old` samples the filter meets the same `new` phases.

@@ -6,7 +6,8 @@ only then does the link move, by one atomic rename. A process killed at any mome
 checkpoint in place, and at most a folder that nothing names, which the next save removes.
 
 There is no pickle in them and loading one executes nothing: tensors are read by safetensors, the
-rest as JSON, and every file is compared with its digest in the manifest.
+rest as JSON, and every file is compared with its digest in the manifest. Nothing is written through
+a symbolic link that somebody left in the folder, and only checkpoints are removed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -26,10 +28,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from mmfast.data.files import check_header
+
 FORMAT = 1
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
 _CONFIG = "config.yaml"
+_LONGEST_TEXT = 1 << 26
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -89,6 +94,8 @@ def save_checkpoint(
     partial = folder / f".partial-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if folder.is_symlink():
+            raise OSError(errno.ELOOP, "is a symbolic link; make it a folder", str(folder))
         _remove_partial(folder)
         partial.mkdir()
         _write_files(partial, tensors, state, config, facts)
@@ -120,6 +127,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         file = path / name
         if not file.is_file():
             raise CheckpointError(f"{file} is missing; {path} is no whole checkpoint")
+        if file.suffix != ".safetensors":
+            _check_length(file)
         if _digest(file) != digest:
             raise CheckpointError(
                 f"{file} is not the file that was saved: its SHA-256 differs from the one in "
@@ -127,16 +136,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
             )
         if file.suffix == ".safetensors":
             try:
+                with file.open("rb") as start:
+                    check_header(start.read(8))
                 tensors[file.stem] = load_file(file)
-            except SafetensorError as error:
+            except (SafetensorError, ValueError) as error:
                 raise CheckpointError(f"{file} is no safetensors file: {error}") from error
     for name in (_STATE, _CONFIG):
         if name not in manifest["files"]:
             raise CheckpointError(f"{path / _MANIFEST} lists no {name}; it is no mmfast checkpoint")
-    try:
-        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path / _STATE} is no JSON: {error}") from error
+    state = _json(path / _STATE)
     if not isinstance(state, dict):
         raise CheckpointError(f"{path / _STATE} is not of an mmfast checkpoint")
     config = (path / _CONFIG).read_text(encoding="utf-8")
@@ -163,15 +171,15 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors, rest: 
     Raises:
         CheckpointError: the optimizer is of other parameters.
     """
-    state: dict[int, dict[str, Any]] = {
-        int(index): dict(values) for index, values in rest["scalars"].items()
-    }
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
     try:
+        state: dict[int, dict[str, Any]] = {
+            int(index): dict(values) for index, values in rest["scalars"].items()
+        }
+        for key, value in tensors.items():
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": rest["groups"]})
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"the checkpoint's optimizer is of another model: {error}") from error
 
 
@@ -215,14 +223,9 @@ def _separate(values: Tensors) -> dict[str, torch.Tensor]:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} holds no checkpoint: {_MANIFEST} cannot be read ({error.strerror})"
-        ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{path / _MANIFEST} is no JSON: {error}") from error
+    if not (path / _MANIFEST).is_file():  # a pipe would be waited for
+        raise CheckpointError(f"{path} holds no checkpoint: there is no file {_MANIFEST}")
+    manifest = _json(path / _MANIFEST)
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict) or "format" not in manifest:
         raise CheckpointError(f"{path / _MANIFEST} is not of an mmfast checkpoint")
@@ -232,11 +235,27 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"the mmfast that wrote it ({manifest.get('mmfast', 'unknown')})"
         )
     for name in files:
-        if Path(name).name != name:
+        if Path(name).name != name or name in ("", "..") or "\0" in name:
             raise CheckpointError(
                 f"{path / _MANIFEST} names {name!r}, which lies outside its folder"
             )
     return manifest
+
+
+def _json(file: Path) -> Any:
+    _check_length(file)
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is no JSON: {error}") from error
+
+
+def _check_length(file: Path) -> None:
+    size = file.stat().st_size
+    if size > _LONGEST_TEXT:
+        raise CheckpointError(f"{file} has {size} bytes; it may have {_LONGEST_TEXT}")
 
 
 def _digest(file: Path) -> str:
@@ -271,8 +290,10 @@ def _remove_partial(folder: Path) -> None:
 def _remove_unnamed(run: Path, folder: Path) -> None:
     named = {(run / link).resolve() for link in ("last", "best")}
     for found in folder.glob("step-*"):
-        if found.resolve() not in named:
-            shutil.rmtree(found, ignore_errors=True)
+        if found.resolve() in named or found.is_symlink() or not (found / _MANIFEST).is_file():
+            continue
+        with suppress(OSError):  # under another name, since half of one is no checkpoint any more
+            found.rename(folder / f".partial-{os.getpid()}-{found.name}")
     _remove_partial(folder)
     for left in run.glob(".last-*"), run.glob(".best-*"):
         for link in left:

@@ -1,7 +1,8 @@
 """YAML that remembers where each value stood, so that an error can name the line.
 
 PyYAML reads YAML 1.1, where ``3e-4`` is a string and ``no`` is false. The loader here reads numbers
-and truth values as YAML 1.2 does, and refuses aliases and keys given twice.
+and truth values as YAML 1.2 does, and refuses aliases, tags, keys given twice, and text too long
+for a configuration: PyYAML takes hundreds of bytes and some microseconds for each character.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import yaml
 
 KeyPath = tuple[str | int, ...]
+_LONGEST = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def read_yaml(path: str | Path) -> Source:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_LONGEST + 1)
     except OSError as error:
         raise _one(str(path), f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -85,6 +88,8 @@ def read_yaml(path: str | Path) -> Source:
 
 def parse_yaml(text: str, name: str) -> Source:
     """Read YAML from a string; ``name`` stands for the file in errors. Raises as read_yaml does."""
+    if len(text) > _LONGEST:
+        raise _one(name, f"has more than {_LONGEST} characters; it is no place for data")
     try:
         values, places = _load(text, name)
     except yaml.MarkedYAMLError as error:
@@ -95,6 +100,8 @@ def parse_yaml(text: str, name: str) -> Source:
         raise _one(name, f"no valid YAML: {error}") from error
     except RecursionError as error:
         raise _one(name, "is nested too deeply") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise _one(name, f"no valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise _one(f"{name}:1", "the top level must be a mapping, key: value")
     return Source(values, places, name)
@@ -132,7 +139,7 @@ def apply_overrides(source: Source, overrides: Sequence[str]) -> None:
         except LookupError as error:
             problems.append(Problem(repr(override), key, str(error.args[0])))
             continue
-        except (yaml.YAMLError, RecursionError):
+        except (yaml.YAMLError, RecursionError, ValueError):
             problems.append(Problem(repr(override), key, f"{value!r} is no valid YAML"))
             continue
         for known in [place for place in source.places if place[: len(path)] == path]:
@@ -196,11 +203,14 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader with the numbers and truth values of YAML 1.2."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):  # a few of them can unfold to gigabytes
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(
-                problem="aliases (*name) are not allowed; write the value out", problem_mark=mark
-            )
+        event = self.peek_event()
+        problem = ""
+        if isinstance(event, yaml.AliasEvent):  # a few of them can unfold to gigabytes
+            problem = "aliases (*name) are not allowed; write the value out"
+        elif getattr(event, "tag", None) is not None:
+            problem = f"tags ({event.tag}) are not allowed; write the value alone"
+        if problem:
+            raise yaml.composer.ComposerError(problem=problem, problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

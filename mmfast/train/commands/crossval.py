@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -14,6 +15,7 @@ from mmfast.train.commands.common import told
 from mmfast.train.config import Config, load_config
 from mmfast.train.console import Console
 from mmfast.train.prepare import fold_rows, read_examples
+from mmfast.train.ranks import is_first
 from mmfast.train.run import Run, fit
 
 
@@ -32,10 +34,12 @@ def main(argv: list[str] | None = None) -> int:
         for fold in range(count):
             run = _fold(config, fold, count, arguments.resume == "auto")
             if run.signal is not None:
-                print(f"interrupted in fold {fold + 1}; --resume auto goes on from there")
+                if is_first():
+                    print(f"interrupted in fold {fold + 1}; --resume auto goes on from there")
                 return 128 + run.signal
             results.append(run.evaluate())
-        _report(Path(config.run.dir), results)
+        if is_first():
+            _report(Path(config.run.dir), results)
         return 0
 
     return told("crossval", body)
@@ -51,7 +55,7 @@ def _count(config: Config) -> int:
 def _fold(config: Config, fold: int, count: int, resume: bool) -> Run:
     folder = Path(config.run.dir) / f"fold-{fold + 1}"
     run = config.run.model_copy(update={"dir": str(folder)})
-    with Console() as console:
+    with Console(RichConsole(quiet=not is_first())) as console:
         console.console.print(f"fold {fold + 1} of {count}")
         return fit(
             config.model_copy(update={"run": run}),
@@ -77,5 +81,7 @@ def _report(folder: Path, results: list[dict[str, float]]) -> None:
         table.add_row(name, f"{found['mean']:.4f}", f"{found['std']:.4f}")
     RichConsole().print(table)
     path = folder / "crossval.json"
-    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    partial = folder / f".{path.name}-{os.getpid()}"
+    partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)
     print(path)
