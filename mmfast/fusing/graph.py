@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from mmfast.fusing.layers import ACTIVATION_CALLS, ACTIVATION_METHODS
 from mmfast.fusing.leaves import broadcast_convolution
 from mmfast.fusing.pieces import CONCATENATIONS
-from mmfast.fusing.runtime import SMALL
+from mmfast.fusing.runtime import DEVICES, SMALL
 from mmfast.ops import concat_linear as _operator
 from mmfast.ops.library import host
 
@@ -112,7 +112,7 @@ def _joinable(value: Tensor | None, whole: Tensor) -> bool:
         and value.dim() == whole.dim()
         and value.dtype == whole.dtype
         and value.dtype in _operator.DTYPES
-        and value.device.type == "cpu"
+        and value.device.type in DEVICES
         and value.layout is torch.strided
     )
 
@@ -291,6 +291,8 @@ def _worth(
         distinct.append(rows if picked is not None and own > rows // 2 else min(own, rows))
     if 0 in widths or rows * sum(widths) * _hint(weight.shape[0]) <= SMALL:
         return False
+    if out.device.type != "cpu":
+        return True
     name = str(out.dtype).removeprefix("torch.")
     plan = host.concat_linear_plan(widths, distinct, rows, _hint(weight.shape[0]), name)
     return plan["method"] not in ("empty", "tiny")

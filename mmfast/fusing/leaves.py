@@ -8,7 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmfast import functional
-from mmfast.fusing.runtime import MARK, Pieces, concatenated, dropout, is_plain, linear, worth
+from mmfast.fusing.runtime import (
+    MARK,
+    Pieces,
+    autocasts,
+    concatenated,
+    dropout,
+    is_plain,
+    linear,
+    worth,
+)
 
 
 def convolution(input: Pieces, layer: Any) -> Any:
@@ -46,7 +55,7 @@ def _way(
         moved = [x.permute(0, 2, 3, 1) for x in tensors]
         return "operator" if worth(moved, None, weight.flatten(1), bias) else "built"
     wide = dtype in (torch.float32, torch.float64)  # others would round every part
-    wide = wide and not torch.is_autocast_enabled("cpu")
+    wide = wide and not autocasts(weight)
     return "broadcast" if wide and 0 < len(flat) < len(tensors) else "built"
 
 

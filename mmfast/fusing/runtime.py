@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
 from mmfast import functional
+from mmfast.ops import library
 from mmfast.ops.concat_linear import DTYPES
 
 Pieces = tuple[tuple[Tensor, ...], tuple[Tensor | None, ...] | None, str, "Seen | None"]
@@ -25,6 +26,7 @@ Step = str | int
 Guard = tuple[tuple[Step, ...], str, Callable[..., Any] | None]
 
 MARK = "_mmfast_fused"
+DEVICES = tuple(name for name in library.DEVICES if name != "meta")
 SMALL = 1 << 19  # multiplications up to which a call's own time decides; see docs/dropin.md
 
 _SHARDING = ("torch.distributed.", "deepspeed.")  # their hooks read parameters, and know tuples
@@ -115,7 +117,7 @@ class Seen:
 def joinable(parts: Sequence[Tensor], index: Sequence[Tensor | None] | None, dim: int = -1) -> bool:
     """Whether these are plain dense tensors that ``torch.cat`` joins without converting any."""
     first = parts[0]
-    if not is_plain(first) or first.dtype not in DTYPES or first.device.type != "cpu":
+    if not is_plain(first) or first.dtype not in DTYPES or first.device.type not in DEVICES:
         return False
     if torch._C._get_tracing_state() is not None:
         return False  # torch.jit.trace would record the operator
@@ -197,8 +199,8 @@ def rows(x: Any, index: Any, negative: bool = True) -> Any:
         and index.device == x.device
         and not torch.jit.is_tracing()
     ):
-        if negative and torch.compiler.is_compiling():
-            # A graph cannot fall back when it meets an entry that counts from the end.
+        if negative and (x.is_cuda or torch.compiler.is_compiling()):
+            # A GPU and a graph cannot fall back when they meet an entry that counts from the end.
             index = torch.where(index < 0, index + x.shape[0], index)
         return x, index
     return x[index]
@@ -263,6 +265,11 @@ def linear(input: Any, weight: Tensor, bias: Tensor | None = None) -> Any:
     return result if activation == "none" else (result,)
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is at work where ``x`` lies."""
+    return torch.is_autocast_enabled(x.device.type)
+
+
 def worth(
     tensors: Sequence[Tensor],
     index: Sequence[Tensor | None] | None,
@@ -271,7 +278,9 @@ def worth(
 ) -> bool:
     """Whether the operator takes these arguments, and is not slower than what it replaces."""
     dtype = weight.dtype
-    if tensors[0].dtype is not dtype and not torch.is_autocast_enabled("cpu"):
+    if weight.device != tensors[0].device:
+        return False
+    if tensors[0].dtype is not dtype and not autocasts(weight):
         return False
     if weight.dim() != 2 or sum([x.shape[-1] for x in tensors]) != weight.shape[1]:
         return False

@@ -15,7 +15,7 @@ from mmfast import functional
 from mmfast.fusing.flow import Flow
 from mmfast.fusing.names import Scope, SkipError, resolve
 from mmfast.fusing.pieces import constant
-from mmfast.fusing.runtime import Seen, is_plain
+from mmfast.fusing.runtime import DEVICES, Seen, autocasts, is_plain
 from mmfast.ops.concat_linear import DTYPES
 
 SMALL = 1 << 15  # elements up to which a call's own time decides
@@ -121,7 +121,7 @@ def _alike(tensors: Sequence[Any]) -> bool:
         and x.dtype in DTYPES
         and x.dtype is first.dtype
         and x.shape == first.shape
-        and x.device.type == "cpu"
+        and x.device.type in DEVICES
         for x in tensors
     )
 
@@ -131,7 +131,7 @@ def _fits(tensors: Sequence[Tensor], weights: Any, place: int, dim: int) -> bool
     dims = first.dim() + 1
     if not is_plain(weights) or weights.dim() != dims or not _alike(tensors):
         return False
-    if weights.dtype is not first.dtype or torch.is_autocast_enabled("cpu"):
+    if weights.device != first.device or weights.dtype is not first.dtype or autocasts(weights):
         return False
     if not -dims <= dim < dims or dim % dims != place or place == dims - 1 or dims < 2:
         return False

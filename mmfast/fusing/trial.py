@@ -30,12 +30,14 @@ class Trial:
         else:
             self.args = (example,)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        tensors = [*model.parameters(), *model.buffers(), *_tensors((self.args, self.kwargs))]
+        self.gpus = sorted({x.device.index for x in tensors if x.is_cuda})
         self.training = model.training and torch.is_grad_enabled() and bool(self.parameters)
 
     def run(self) -> list[Tensor]:
         """Results and, in training, gradients; buffers and the random state are put back."""
         buffers = [(b, b.clone()) for b in self.model.buffers()]
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(self.gpus):
             torch.manual_seed(0)
             try:
                 return self.step()
@@ -93,12 +95,19 @@ class Trial:
             for fused in (False, True):
                 (install if fused else remove)()
                 self.run()
+                self.wait()
                 start = time.perf_counter()
                 self.run()
+                self.wait()
                 times[fused].append(time.perf_counter() - start)
         remove()
         kind = "forward and backward" if self.training else "forward"
         return Measured(statistics.median(times[False]), statistics.median(times[True]), kind)
+
+    def wait(self) -> None:
+        """Until the model's GPUs have done what they were told."""
+        for gpu in self.gpus:
+            torch.cuda.synchronize(gpu)
 
 
 def _real(x: Tensor) -> bool:

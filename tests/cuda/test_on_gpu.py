@@ -4,10 +4,15 @@ The suites of ``tests/ops``, ``tests/functional`` and ``tests/nn`` run on a GPU 
 fixture ``device``.
 """
 
+import copy
+
 import pytest
 import torch
 from fused_cases import VARIANTS, Size, draw_present, run
+from fusing_checks import is_fused, values
+from fusing_models import Attention, Broadcast, Channels, Gathered, Nested
 
+import mmfast
 from mmfast import functional
 from mmfast.ops.library import host
 
@@ -195,3 +200,19 @@ def test_products_beyond_31_bits():
     result = functional.concat_linear([x, y], weight)
     exact = torch.cat([x[-1000:], y[-1000:]], -1).double() @ weight.double().t()
     torch.testing.assert_close(result[-1000:].double(), exact, rtol=0.01, atol=0.02)
+
+
+@pytest.mark.parametrize("kind", [Nested, Broadcast, Gathered, Channels, Attention])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_fuse(kind, autocast):
+    plain = kind().eval()
+    model = copy.deepcopy(plain)
+    assert mmfast.fuse(model).fused
+    inputs = [x.cuda() for x in kind.inputs()]
+    with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+        # A weighted sum of a stack is left alone under autocast.
+        assert is_fused(model, *inputs) == (2 * (not autocast) if kind is Attention else 1)
+        found, expected = values(model, *inputs)[0], values(plain, *inputs)[0]
+    rtol = 5e-2 if autocast else 1e-3
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=rtol * b.abs().max().item())

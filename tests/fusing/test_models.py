@@ -60,6 +60,23 @@ def test_torchmultimodal_attention_fusion():
     both_modes(model, batch, fused=1)
 
 
+def test_torchmultimodal_flava():
+    """It joins tokens, not features: nothing to fuse, and nothing is touched."""
+    flava = import_without_torchvision("torchmultimodal.models.flava.model")
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    sizes["intermediate_size"] = 64
+    parts = ("image", "text", "multimodal")
+    options = {f"{part}_{name}": n for part in parts for name, n in sizes.items()}
+    model = flava.flava_model(**options, image_size=32, vocab_size=50).eval()
+    inputs = {"image": torch.randn(2, 3, 32, 32), "text": torch.randint(1, 50, (2, 7))}
+    inputs["skip_unmasked_mm_encoder"] = False
+    expected = model(**inputs).multimodal.last_hidden_state
+    report = mmfast.fuse(model)
+    assert report.fused == []
+    assert "FLAVAModel.encode_mm" in {x.where for x in report.skipped}
+    assert torch.equal(model(**inputs).multimodal.last_hidden_state, expected)
+
+
 def graph() -> tuple[Tensor, Tensor]:
     return torch.randn(200, 32), torch.randint(200, (2, 1000))
 
@@ -102,6 +119,26 @@ def test_geometric_meta_layer():
     x, edges = graph()
     batch = torch.randint(4, (200,))
     both_modes(model, x, edges, torch.randn(1000, 16), torch.randn(4, 8), batch, fused=3)
+
+
+def test_pointnet_segmentation():
+    """Every point joined to what is known of its whole cloud."""
+    import torch_geometric.nn as geometric
+
+    class Segmentation(nn.Module):
+        def __init__(self):
+            super().__init__()
+            local = nn.Sequential(nn.Linear(3 + 3, 32), nn.ReLU(), nn.Linear(32, 64))
+            self.near = geometric.PointNetConv(local, nn.Linear(64, 64), aggr="mean")
+            self.head = nn.Sequential(nn.Linear(64 + 64, 64), nn.ReLU(), nn.Linear(64, 5))
+
+        def forward(self, pos, edges, batch):
+            points = self.near(pos, pos, edges).relu()
+            clouds = geometric.global_mean_pool(points, batch)
+            return self.head(torch.cat([points, clouds[batch]], dim=-1))
+
+    model, (_, edges) = Segmentation(), graph()
+    both_modes(model, torch.randn(200, 3), edges, torch.arange(200) // 50, fused=1)
 
 
 def test_stable_baselines_critic():
@@ -150,6 +187,46 @@ def test_transformers_fastspeech():
     torch.testing.assert_close(found.spectrogram, expected.spectrogram, rtol=1e-3, atol=1e-4)
     report.revert()
     assert torch.equal(model(**options).spectrogram, expected.spectrogram)
+
+
+def test_transformers_gate_of_d_fine():
+    from transformers.models.d_fine.modeling_d_fine import DFineGate
+
+    both_modes(DFineGate(128), torch.randn(4, 100, 128), torch.randn(4, 100, 128), fused=1)
+
+
+def test_transformers_speaker_vectors():
+    """Mean and deviation of all frames, joined for a layer that gives the speaker's vector."""
+    import transformers
+
+    config = transformers.Data2VecAudioConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        conv_dim=(32, 32), conv_stride=(5, 4), conv_kernel=(10, 4), num_conv_pos_embeddings=3,
+        num_conv_pos_embedding_groups=2, tdnn_dim=(64, 128), tdnn_kernel=(5, 1),
+        tdnn_dilation=(1, 1), xvector_output_dim=128,
+    )  # fmt: skip
+    model = transformers.Data2VecAudioForXVector(config).eval()
+    check_same(model, torch.randn(32, 800), fused=1)
+
+
+def test_transformers_zamba():
+    """The joined hidden states and embeddings are normalised first: left alone, with the reason."""
+    import transformers
+
+    config = transformers.ZambaConfig(
+        vocab_size=50, hidden_size=32, attention_hidden_size=64, intermediate_size=64,
+        num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=4, attention_head_dim=16,
+        n_mamba_heads=2, mamba_d_state=4, attn_layer_period=2, attn_layer_offset=1,
+    )  # fmt: skip
+    model = transformers.ZambaModel(config).eval()
+    tokens = torch.randint(50, (2, 8))
+    expected = model(tokens).last_hidden_state
+    report = mmfast.fuse(model)
+    assert report.fused == []
+    joined = [x for x in report.skipped if x.where.endswith("shared_transf.forward")]
+    assert joined
+    assert all(x.reason.startswith("hidden_states has another use") for x in joined)
+    assert torch.equal(model(tokens).last_hidden_state, expected)
 
 
 def test_transformers_mobilevit():
