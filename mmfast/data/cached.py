@@ -7,6 +7,7 @@ for tokens ``lengths`` (n,); and as metadata a checksum of all that.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 import uuid
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mmfast.data.content import raw_bytes
+from mmfast.data.files import check_header
 from mmfast.data.table import need
 from mmfast.plugins import Batch
 
@@ -53,6 +55,8 @@ class Part:
     def __init__(self, path: Path, check: bool = True) -> None:
         self.path = path
         try:
+            with path.open("rb") as start:
+                check_header(start.read(8))
             with need("safetensors").safe_open(path, framework="pt") as file:
                 self._tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 digest = (file.metadata() or {}).get("digest")
@@ -203,7 +207,19 @@ def write_part(folder: Path, samples: Sequence[Pending]) -> None:
 
 
 def join_parts(folder: Path, parts: Sequence[Part]) -> None:
-    """Make few large files of many small ones: a batch then finds its rows in few places."""
+    """Make few large files of many small ones: a batch then finds its rows in few places.
+
+    One process at a time: of two that join the same parts, each would leave them once more.
+    """
+    with (folder / ".joining").open("a") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return
+        _join(folder, [part for part in parts if part.path.exists()])
+
+
+def _join(folder: Path, parts: Sequence[Part]) -> None:
     group: list[Part] = []
     for part in sorted(parts, key=lambda part: part.nbytes):
         if sum(one.nbytes for one in group) + part.nbytes > _JOIN_BYTES:

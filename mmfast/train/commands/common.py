@@ -15,6 +15,8 @@ from mmfast.train.parts import TrainingError
 
 # What a user can mend. Anything else is a defect, whose traceback is wanted.
 _TOLD = (ValueError, TypeError, OSError, CheckpointError, TrainingError)
+# All ranks that torchrun starts take part in these; the others are for the first alone.
+_OF_ALL_RANKS = ("train", "crossval")
 
 
 def told(command: str, body: Callable[[], int]) -> int:
@@ -24,6 +26,8 @@ def told(command: str, body: Callable[[], int]) -> int:
     """
     from mmfast.plugins import PluginLoadError
 
+    if command not in _OF_ALL_RANKS and os.environ.get("RANK", "0") != "0":
+        return 0
     try:
         return body()
     except (*_TOLD, PluginLoadError) as error:
