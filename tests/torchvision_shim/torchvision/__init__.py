@@ -2,8 +2,8 @@
 
 PyPI's torchvision is built for PyPI's torch, with CUDA. Beside the CPU build its library does not
 load, and importing it fails at the fakes of two operators that the library would have defined. This
-package stands before it on the path (see tests/encoders/conftest.py), declares the two schemas, and
-becomes the torchvision behind it. It is a package and not code of the conftest so that worker
+package stands before it on the path (see tests/torchvision_apart.py), declares the two schemas, and
+becomes the torchvision behind it. It is a package and not code beside that file so that worker
 processes, which inherit the path but import no conftest, find it as well.
 """
 
