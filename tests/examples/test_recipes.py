@@ -19,7 +19,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -60,13 +60,21 @@ class Ran:
     recipe: Recipe
     folder: Path
     table: Path
+    loaded: dict[tuple[str, str], Run] = field(default_factory=dict)
 
     @property
     def overrides(self) -> tuple[str, ...]:
         return (*QUICK, *self.recipe.overrides)
 
+    @property
+    def first(self) -> list[str]:
+        """The first of its commands that trains: two epochs, the others one."""
+        return next(arguments for arguments in commands(self.name) if arguments[0] == "train")
+
     def load(self, run: str, which: Literal["best", "last"] = "best") -> Run:
-        return Run.load(self.folder / "runs" / run, which)
+        if (run, which) not in self.loaded:
+            self.loaded[run, which] = Run.load(self.folder / "runs" / run, which)
+        return self.loaded[run, which]
 
 
 def blocks(encoder: nn.Module) -> list[int]:
@@ -185,7 +193,11 @@ RECIPES = {
             "resnet18_bilstm_attention": "AttentionFusion",
         },
         check_resnet18_decoder,
-        ("data.source=emoji.csv", *RANDOM_WEIGHTS, *SMALL_PICTURES),
+        (
+            *("data.source=emoji.csv", *RANDOM_WEIGHTS, *SMALL_PICTURES),
+            # AdamW would keep two numbers for each of 11 million weights, in every checkpoint.
+            *("train.optimizer=sgd", "train.momentum=0", "train.lr=0.05"),
+        ),
     ),
 }
 
@@ -214,7 +226,8 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         patch.chdir(folder)
         for arguments in commands(name):
             if arguments[0] in ("train", "crossval"):
-                arguments += made.overrides
+                once = () if arguments == made.first else ("train.epochs=1",)
+                arguments = [*arguments, *made.overrides, *once]
             if arguments[0] == "evaluate":
                 arguments += ["--json", f"{arguments[1]}/metrics.json"]
             arguments = [str(table) if word == table.stem else word for word in arguments]
@@ -236,12 +249,11 @@ def test_each_run_holds_the_fusion_that_its_command_names(ran):
     assert found == ran.recipe.fusions
 
 
-def test_the_loss_of_every_run_falls(ran):
-    for run in ran.recipe.fusions:
-        history = ran.load(run, "last").progress.history
-        (*_, last) = history
-        losses = [record["train_loss"] for record in history if record["stage"] == last["stage"]]
-        assert losses[-1] < losses[0], run
+def test_its_loss_falls(ran):
+    config = load_config(ran.first[1], ran.first[2:])
+    history = ran.load(Path(config.run.dir).name, "last").progress.history
+    losses = [record["train_loss"] for record in history if record["stage"] == history[-1]["stage"]]
+    assert losses[-1] < losses[0]
 
 
 def test_the_loaded_run_measures_what_the_command_wrote(ran):
@@ -271,7 +283,7 @@ def test_it_says_something_of_each_row(ran):
 
 def test_a_stopped_run_goes_on_to_the_same_weights(ran):
     """Stopped by SIGTERM in the middle of an epoch; the first of the head's runs is the other."""
-    arguments = next(a for a in commands(ran.name) if a[0] == "train")
+    arguments = ran.first
     overrides = [*arguments[2:], *ran.overrides]
     whole = load_config(arguments[1], overrides)
     overrides.append("run.dir=runs/stopped")
