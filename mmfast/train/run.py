@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -58,6 +58,9 @@ class Alone:
     num_processes: int = 1
 
 
+ALONE = Alone(torch.device("cpu"))
+
+
 @dataclass
 class Run:
     """A trained model with what is needed to use it.
@@ -70,6 +73,7 @@ class Run:
         labels: what the outputs stand for; None for retrieval.
         progress: how far training came, with the history of its epochs.
         fold: the fold of a cross-validation that it tests on.
+        options: of its encoders, completed by what they learnt from the training rows.
         signal: the signal that interrupted training, if one did.
     """
 
@@ -80,6 +84,7 @@ class Run:
     labels: Labels | None
     progress: Progress
     fold: int | None = None
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     signal: int | None = None
 
     @classmethod
@@ -110,12 +115,15 @@ class Run:
         except (RuntimeError, KeyError) as error:
             raise CheckpointError(f"{checkpoint.path} does not fit its model: {error}") from error
         progress = Progress(**state["progress"])
-        return cls(Path(path), config, model.eval(), task.eval(), labels, progress, state["fold"])
+        fold, options = state["fold"], state["options"]
+        return cls(Path(path), config, model.eval(), task.eval(), labels, progress, fold, options)
 
     def evaluate(
         self, source: str | None = None, side: Side = "test", notify: Notify | None = None
     ) -> dict[str, float]:
         """Loss and metrics on one side of the run's own table, or on all rows of another.
+
+        Of its own rows, what frozen encoders make is read from ``data.cache`` and kept there.
 
         Raises:
             ValueError: there are no such rows.
@@ -126,7 +134,12 @@ class Run:
             rows = getattr(divide(self.config, table, rows, self.fold), side)
         if not len(rows):
             raise ValueError(f"there are no rows to evaluate on: the {side} split is empty")
-        batches = self._batches(Examples(table, specs, checked, self.labels), rows, True)
+        examples = Examples(table, specs, checked, self.labels)
+        known = {}
+        if source is None:
+            facts = (self.config, self.model, examples, rows, self.options)
+            known = fill_cache(*facts, ALONE, notify)
+        batches = self._batches(examples, rows, True, features=known)
         outputs, labels, total, weight = [], [], 0.0, 0.0
         for batch, found in self._outputs(batches):
             given = batch.labels
@@ -187,7 +200,7 @@ class Run:
             return {"label": self.labels.separator.join(chosen), **scores}
         return {"label": classes[label], **scores}
 
-    def _batches(self, examples: Examples, rows: Tensor, labelled: bool) -> Batches:
+    def _batches(self, examples: Examples, rows: Tensor, labelled: bool, **given: Any) -> Batches:
         return make_batches(
             self.config,
             self.model,
@@ -195,8 +208,9 @@ class Run:
             rows,
             training=False,
             batch_size=self.config.train.batch_size,
-            world=Alone(torch.device("cpu")),
+            world=ALONE,
             labelled=labelled,
+            **given,
         )
 
     @torch.no_grad()
@@ -323,6 +337,8 @@ def _parts(
 
 def _check_alike(config: Config, fingerprint: str, accelerator: Accelerator) -> None:
     """Raise on every rank if they were given different configurations or rows."""
+    if accelerator.num_processes == 1:
+        return
     found = exchange(accelerator, (to_yaml(config), fingerprint))
     first, rows = found[0]
     for rank, (text, others) in enumerate(found):

@@ -113,6 +113,10 @@ def test_features_from_the_cache_give_the_same_numbers(tmp_path):
     for x, y in zip(plain.model.parameters(), cached.model.parameters(), strict=True):
         # A matrix product of other rows together may differ in the last bit.
         torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-7)
+    assert cached.evaluate() == pytest.approx(plain.evaluate(), rel=1e-5)
+    for encoder in cached.model.encoders.values():
+        encoder.preprocess = None  # not needed again, nor for another fold
+    assert cached.evaluate() == pytest.approx(plain.evaluate(), rel=1e-5)
 
 
 def test_frozen_encoders_do_not_change_and_partly_frozen_ones_do_in_part(tmp_path):
