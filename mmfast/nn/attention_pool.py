@@ -92,6 +92,11 @@ class AttentionPool(Fusion):
             return_weights=return_weights,
         )
 
+    def modality_weights(self, inputs: Inputs, present: Tensor | None = None) -> Tensor:
+        r"""The weights :math:`a`, averaged over the heads: (\*batch, M)."""
+        _, weights = self(inputs, present, return_weights=True)
+        return weights.mean(-2)
+
     def extra_repr(self) -> str:
         """The arguments, as ``print(module)`` shows them."""
         return f"{super().extra_repr()}, num_heads={self.num_heads}"
@@ -163,3 +168,8 @@ class AttentionFusion(Fusion):
         values = [layer(x) for layer, x in zip(self.projections, tensors, strict=True)]
         result = functional.weighted_sum(values, weights, present, per="row")
         return (result, weights) if return_weights else result
+
+    def modality_weights(self, inputs: Inputs, present: Tensor | None = None) -> Tensor:
+        r"""The weights :math:`a`, (\*batch, M)."""
+        weights: Tensor = self(inputs, present, return_weights=True)[1]
+        return weights

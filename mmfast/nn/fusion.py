@@ -23,6 +23,11 @@ class Fusion(nn.Module):
     - present: bool (\*batch, M), True where a modality is there, or None for all. It may broadcast.
       What an absent modality holds, NaN included, changes neither result nor gradients, and its own
       gradient is zero.
+
+    Those that weigh modalities also define ``modality_weights(inputs, present=None)``: how much
+    each counts in each row, (\*batch, M), 0 where it is absent; averaged over heads or features
+    where these have weights of their own. It is what reports show; a large weight on small features
+    still contributes little.
     """
 
     def __init__(self, in_features: Sizes, out_features: int) -> None:

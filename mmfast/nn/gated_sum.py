@@ -7,6 +7,7 @@ from mmfast import functional
 from mmfast.nn.concat_linear import ConcatLinear
 from mmfast.nn.fusion import Fusion, Inputs, Sizes, without_absent
 from mmfast.nn.projections import projections
+from mmfast.nn.weighted_sum import softmax_present
 
 
 class GatedFusion(Fusion):
@@ -84,3 +85,13 @@ class GatedFusion(Fusion):
         values = [layer(x) for layer, x in zip(self.projections, tensors, strict=True)]
         gates = self.gates(tensors).unflatten(-1, (self.gate_count, self.out_features))
         return functional.gated_sum(values, gates.unbind(-2), present)
+
+    def modality_weights(self, inputs: Inputs, present: Tensor | None = None) -> Tensor:
+        r"""The gates :math:`z`, averaged over the features: (\*batch, M)."""
+        tensors, present = self.ordered(inputs, present)
+        gates = self.gates(without_absent(tensors, present))
+        gates = gates.unflatten(-1, (self.gate_count, self.out_features))
+        if self.gate_count == 1:  # the second is the 0 that the formula with two leaves out
+            gates = torch.cat([gates, torch.zeros_like(gates)], -2)
+        there = None if present is None else present[..., None, :]
+        return softmax_present(gates.transpose(-1, -2), there).mean(-2)

@@ -87,6 +87,12 @@ class LateFusion(Fusion):
         per = "modality" if present is None else "row"
         return functional.weighted_sum(logits, weights, present, per=per)
 
+    def modality_weights(self, inputs: Inputs, present: Tensor | None = None) -> Tensor:
+        r"""The weights :math:`a`, (\*batch, M)."""
+        tensors, present = self.ordered(inputs, present)
+        scores = tensors[0].new_zeros(len(tensors)) if self.scores is None else self.scores
+        return softmax_present(scores, present).expand(*batch_shape(tensors), len(tensors))
+
     def extra_repr(self) -> str:
         """The arguments, as ``print(module)`` shows them."""
         return f"{super().extra_repr()}, weighted={self.scores is not None}"

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from mmfast import functional
 from mmfast.nn.fusion import Fusion, Inputs, Sizes
 from mmfast.nn.projections import project, projections
+from mmfast.ops.concat_linear import batch_shape
 
 WEIGHTS = ("modality", "feature", "softmax")
 
@@ -91,6 +92,16 @@ class WeightedSum(Fusion):
             per = "modality" if present is None else "row"
         projected = project(self.projections, tensors, present)
         return functional.weighted_sum(projected, weights, present, per=per)
+
+    def modality_weights(self, inputs: Inputs, present: Tensor | None = None) -> Tensor:
+        r"""The weights :math:`a`, averaged over features, (\*batch, M); they may be negative."""
+        tensors, present = self.ordered(inputs, present)
+        if self.weights == "softmax":
+            weights = softmax_present(self.weight, present)
+        else:
+            mean = self.weight if self.weights == "modality" else self.weight.mean(-1)
+            weights = mean if present is None else mean.where(present, 0)
+        return weights.expand(*batch_shape(tensors), len(tensors))
 
     def extra_repr(self) -> str:
         """The arguments, as ``print(module)`` shows them."""
