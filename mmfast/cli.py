@@ -12,6 +12,7 @@ import mmfast
 # command: module with main(argv) -> int, the extra it needs, what it does
 COMMANDS = {
     "bench": ("mmfast.bench.cli", "bench", "time the operators against their peers"),
+    "compare": ("mmfast.train.commands.compare", "train", "which of several runs is better"),
     "config": ("mmfast.train.commands.config", "train", "check, show or describe a configuration"),
     "crossval": ("mmfast.train.commands.crossval", "train", "train and test on every fold"),
     "demo": ("mmfast.train.demo", "train", "train each modality alone and all joined; compare"),
@@ -20,6 +21,7 @@ COMMANDS = {
     "evaluate": ("mmfast.train.commands.evaluate", "train", "measure a trained run"),
     "export": ("mmfast.train.commands.export", "train", "a trained model as a torch.export file"),
     "predict": ("mmfast.train.commands.predict", "train", "what a trained run says of a table"),
+    "report": ("mmfast.train.commands.report", "train", "a run, or several, as one HTML page"),
     "train": ("mmfast.train.commands.train", "train", "train what a configuration describes"),
 }
 

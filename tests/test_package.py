@@ -24,7 +24,17 @@ MAY_IMPORT = {
     "fusing": {"ops", "functional", "fusing"},
     "encoders": {"plugins", "encoders", "nn", "functional"},
     "data": {"plugins", "encoders", "data"},
-    "train": {"plugins", "encoders", "data", "nn", "functional", "losses", "bench", "train"},
+    "train": {
+        "plugins",
+        "encoders",
+        "data",
+        "nn",
+        "functional",
+        "losses",
+        "bench",
+        "doctor",
+        "train",
+    },
     "bench": {"ops", "functional", "losses", "nn", "bench"},
     "doctor": {"ops", "doctor"},
     "cli": set(),  # imports a command's module when it is called

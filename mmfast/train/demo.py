@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mmfast.train.commands.common import told
 from mmfast.train.config import Config, Stage, load_config
 from mmfast.train.parts import Listener
-from mmfast.train.report import mean_and_deviation, results_table, save_learning_curves
+from mmfast.train.report.demo import mean_and_deviation, results_table, save_learning_curves
 from mmfast.train.run import Run, fit
 from mmfast.train.seed import threads
 from mmfast.train.timing import Timing, time_fusion

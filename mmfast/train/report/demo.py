@@ -1,4 +1,4 @@
-"""What a run leaves behind: a picture of its learning curves and a table of its results."""
+"""What the demo leaves behind: a picture of learning curves and a table of its results."""
 
 from __future__ import annotations
 
