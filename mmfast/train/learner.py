@@ -70,9 +70,9 @@ class Learner:
         self.parts, self.accelerator, train = parts, accelerator, config.train
         self.clip_norm = train.clip_norm
         self.sharded = train.strategy == "fsdp2" and accelerator.num_processes > 1
-        # A module that is sharded stays so: each stage shards a copy.
-        both = (parts.model, parts.task)
-        self.model, self.task = copy.deepcopy(both) if self.sharded else both
+        self.model, self.task = parts.model, parts.task
+        if self.sharded:  # and for ever: each stage shards a copy of what waits on the CPU
+            self.model, self.task = copy.deepcopy((parts.model.cpu(), parts.task.cpu()))
         freeze_for_stage(self.model, config, stage)
         # Its own parameters are drawn by a seed of its own, whatever was drawn before.
         with torch.random.fork_rng(devices=[]):

@@ -1,77 +1,107 @@
-"""Two processes train as one does, and their runs are one another's."""
-
-import os
-import socket
-import subprocess
-import sys
-import time
+"""Two processes train as one does."""
 
 import pytest
 import torch
-from pipeline import StopAt, write_config
+from pipeline import write_config
+from ranks import history, last
 
-from mmfast.train import fit, load_config
-from mmfast.train.checkpoint import load_checkpoint
-
-# Rows that fill every batch of both, so that each step sees the same rows.
-SAME = ("model.dropout=0", "data.split.method=random", "data.split.fractions=[0.8, 0.1, 0.1]")
-
-
-def start(folder, ranks, *overrides):
-    """The processes that a launcher would start."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mmfast.cli", "train", folder / "config.yaml"]
-    settings = (*SAME, f"train.batch_size={8 // ranks}", "train.threads=1", *overrides)
-    world = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
-        subprocess.Popen(
-            [*command, *settings],
-            env={**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
+STAGES = "train.stages=[{name: align, objective: contrastive}, {name: fine, epochs: 2}]"
+SETTINGS = {
+    "plain": ("train.epochs=3",),
+    "everything": (
+        "train.epochs=2",
+        "train.ema=0.8",
+        "train.clip_norm=0.5",
+        "train.accumulate=2",
+        "task.balance=weights",
+        "data.split.fractions=[0.55, 0.25, 0.2]",
+    ),
+    "stages": ("train.epochs=1", STAGES, "train.clip_norm=1.0", "train.optimizer=sgd"),
+    "retrieval": ("train.epochs=2", "task.type=retrieval"),
+    "regression": ("train.epochs=2", "task.type=regression", "data.label=value"),
+}
 
 
-def train(folder, ranks, *overrides):
-    processes = start(folder, ranks, *overrides)
-    said = [process.communicate(timeout=240) for process in processes]
-    for process, (_, error) in zip(processes, said, strict=True):
-        assert process.returncode == 0, error[-3000:]
-    return "".join(out for out, _ in said)
+def train(ranks, folder, name, count, *overrides, size=8):
+    """A run on so many ranks, whose batches together are of one size."""
+    settings = ("model.dropout=0", f"run.dir={folder / name}", f"train.batch_size={size // count}")
+    arguments = ("train", folder / "config.yaml", "--no-report", *settings, *overrides)
+    return ranks.run(count, folder, *arguments)
 
 
-def test_two_ranks_with_half_the_batch_are_one(tmp_path):
-    write_config(tmp_path)
-    told = [train(tmp_path, n, f"run.dir={tmp_path / str(n)}") for n in (1, 2)]
-    assert told[1].count("epoch 3") == told[0].count("epoch 3") == 1  # one rank speaks
-    one, two = (load_checkpoint(tmp_path / str(n) / "last") for n in (1, 2))
-    for a, b in zip(
-        one.state["progress"]["history"], two.state["progress"]["history"], strict=True
-    ):
-        for name in ("train_loss", "val_loss", "val_accuracy", "lr"):
-            assert a[name] == pytest.approx(b[name], rel=1e-4), name
-    for name, value in one.tensors["model"].items():
-        torch.testing.assert_close(two.tensors["model"][name], value, rtol=1e-3, atol=1e-5)
+def numbers(record):
+    """Losses, metrics, rates."""
+    return {k: v for k, v in record.items() if isinstance(v, float) and k != "seconds"}
 
 
-def test_a_killed_run_of_two_resumes_on_one(tmp_path):
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_two_ranks_with_half_the_batch_are_one(ranks, tmp_path, setting):
+    """Batches that do not divide evenly among them, or leave one without a row, included."""
+    write_config(tmp_path, rows=59)
+    one = train(ranks, tmp_path, "one", 1, *SETTINGS[setting])
+    assert one.out[0].count("epoch 1") > 0
+    expected = last(tmp_path / "one").tensors
+    for strategy in ("ddp", "fsdp2"):
+        chosen = (*SETTINGS[setting], f"train.strategy={strategy}")
+        two = train(ranks, tmp_path, strategy, 2, *chosen)
+        assert two.out[0].count("epoch 1") == one.out[0].count("epoch 1")
+        assert two.out[1] == ""  # one rank speaks
+        for a, b in zip(history(tmp_path / "one"), history(tmp_path / strategy), strict=True):
+            assert numbers(b) == pytest.approx(numbers(a), rel=2e-5, abs=1e-6, nan_ok=True)
+        found = last(tmp_path / strategy).tensors
+        assert expected.keys() == found.keys()
+        for file, tensors in expected.items():
+            assert tensors.keys() == found[file].keys()
+            for name, value in tensors.items():
+                torch.testing.assert_close(found[file][name], value, rtol=1e-3, atol=2e-5)
+
+
+def test_more_ranks_than_rows(ranks, tmp_path):
+    """Three ranks; two rows to learn from, one to measure on: the others only keep in step."""
+    write_config(tmp_path, rows=4, missing=False)
+    few = ("data.split.method=random", "data.split.fractions=[0.5, 0.25, 0.25]")
+    overrides = ("train.epochs=2", "task.type=regression", "data.label=value", *few)
+    for count in (1, 3):
+        train(ranks, tmp_path, str(count), count, *overrides, size=6)
+    for a, b in zip(history(tmp_path / "1"), history(tmp_path / "3"), strict=True):
+        assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-5)
+        assert b["val_loss"] == pytest.approx(a["val_loss"], rel=1e-5)
+
+
+def test_crossval_on_two_ranks(ranks, tmp_path):
+    """One process after another trains a fold in the same processes; one of them reports."""
     config = write_config(tmp_path)
-    endless = ("train.epochs=100000", "run.checkpoint_steps=1")
-    processes = start(tmp_path, 2, *endless)
-    while not (tmp_path / "run" / "last").exists():
-        assert all(process.poll() is None for process in processes)
-        time.sleep(0.1)
-    for process in processes:
-        process.kill()
-        process.communicate()
-    before = load_checkpoint(tmp_path / "run" / "last").state
-    assert len(before["rng"]) == 2
-    same = load_config(config, [*SAME, "train.batch_size=4", "train.threads=1", *endless])
-    run = fit(same, resume=True, listener=StopAt(2))
-    assert run.progress.step == before["progress"]["step"] + 2
-    assert load_checkpoint(tmp_path / "run" / "last").state["progress"]["step"] == run.progress.step
+    settings = ("train.epochs=1", "data.split.folds=2", f"run.dir={tmp_path / 'folds'}")
+    ended = ranks.run(2, tmp_path, "crossval", config, *settings)
+    assert ended.out[0].count("crossval.json") == 1
+    assert ended.out[1] == ""
+    assert (tmp_path / "folds" / "crossval.json").is_file()
+
+
+def test_the_cache_is_filled_by_all_ranks(ranks, tmp_path):
+    """Each encodes its own part of the rows, and no row is stored twice."""
+    config = write_config(tmp_path)
+    cache = tmp_path / "cache"
+    code = (
+        "import mmfast.encoders.features as f, pathlib\n"
+        "forward = f.FeatureVector.forward\n"
+        "def counted(self, batch):\n"
+        f"    with open({str(tmp_path)!r} + f'/encoded-{{rank}}', 'a') as file:\n"
+        "        file.write(str(len(batch['values'])) + '\\n')\n"
+        "    return forward(self, batch)\n"
+        "f.FeatureVector.forward = counted\n"
+    )
+    frozen = ("model.encoders.vector.freeze=all", f"data.cache={cache}", "train.epochs=1")
+    ranks.run(2, tmp_path, "train", config, "--no-report", *frozen, code=code)
+    encoded = [
+        sum(map(int, (tmp_path / f"encoded-{rank}").read_text().split())) for rank in range(2)
+    ]
+    from safetensors.torch import load_file
+
+    keys = [
+        bytes(key.tolist())
+        for path in cache.glob("vector-*/part-*.safetensors")
+        for key in load_file(path)["keys"]
+    ]
+    assert len(keys) == len(set(keys)) == sum(encoded)
+    assert abs(encoded[0] - encoded[1]) <= 3
