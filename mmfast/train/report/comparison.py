@@ -13,7 +13,7 @@ from mmfast.train.compare import Comparison, bounds, explanation, p_value, verdi
 from mmfast.train.report import svg
 from mmfast.train.report.page import page, section, table, tag, text, write_page
 from mmfast.train.report.record import Record, read_record
-from mmfast.train.report.tasks import between, number
+from mmfast.train.report.tasks import with_bounds
 from mmfast.train.statistics import LEVEL
 
 
@@ -64,12 +64,7 @@ def _metrics(found: Comparison) -> str:
     rows = [
         (
             text(run, 80),
-            *(
-                f'{number(metrics[n].value)}<br><span class="soft">{between(metrics[n])}</span>'
-                if n in metrics
-                else ""
-                for n in names
-            ),
+            *(with_bounds(metrics[n]) if n in metrics else "" for n in names),
         )
         for run, metrics in found.metrics.items()
     ]

@@ -55,15 +55,15 @@ def most_wrong(
     count: int,
 ) -> str:
     """Cards of the rows with the largest losses, the worst first."""
-    wrong = losses(scores)
+    order = np.argsort(-losses(scores), kind="stable")
+    note = _NOTES[found.about.kind]
+    if found.groups is not None:
+        _, first = np.unique(found.groups.numpy()[order], return_index=True)
+        order = order[np.sort(first)]
+        note += f" The worst of each {found.about.group}."
     budget = Budget(MOST_MEDIA)
-    cards = [
-        _card(found, scores, table, specs, place, budget)
-        for place in np.argsort(-wrong, kind="stable")[:count].tolist()
-    ]
-    return tag("p", text(_NOTES[found.about.kind]), class_="soft") + tag(
-        "div", *cards, class_="cards"
-    )
+    cards = [_card(found, scores, table, specs, place, budget) for place in order[:count].tolist()]
+    return tag("p", text(note), class_="soft") + tag("div", *cards, class_="cards")
 
 
 _NOTES = {

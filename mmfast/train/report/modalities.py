@@ -12,7 +12,7 @@ from mmfast.train.compare import larger_is_better
 from mmfast.train.predictions import Predictions
 from mmfast.train.report.page import table, tag, text
 from mmfast.train.report.svg import colours, figure, legend
-from mmfast.train.report.tasks import MOST_CLASSES, between, class_names, number
+from mmfast.train.report.tasks import MOST_CLASSES, class_names, with_bounds
 from mmfast.train.scores import Array, Scores
 from mmfast.train.statistics import LEVEL, Resampling, interval
 
@@ -27,34 +27,26 @@ def ablation(found: Predictions, metric: str, resampling: Resampling) -> str:
     whole = Scores.of(found)
     drawn = whole.over(metric, resampling.weights)
     value = interval(whole.point(metric), drawn)
-    rows = [("with all", "", number(value.value), between(value), "", "")]
+    rows = [("with all", with_bounds(value), "", str(len(found)))]
     for place, name in enumerate(found.without):
         less = Scores.of(found, name)
         draws = less.over(metric, resampling.weights)
         value = interval(less.point(metric), draws)
         change = interval(value.value - whole.point(metric), draws - drawn)
         there = int(found.present[:, place].sum())
-        rows.append(
-            (
-                text(f"without {name}"),
-                f"{there} of {len(found)}",
-                number(value.value),
-                between(value),
-                f"{change.value:+.3g}",
-                between(change),
-            )
-        )
-    level = f"{100 * LEVEL:.0f} %"
-    heads = ("", "rows that had it", text(metric), level, "difference", level)
-    return table(heads, rows, range(1, 6)) + tag("p", text(_note(found)), class_="soft")
+        cells = (with_bounds(value), with_bounds(change, "+.3g"), f"{there} of {len(found)}")
+        rows.append((text(f"without {name}"), *cells))
+    heads = ("", text(metric), "difference", "rows that had it")
+    return table(heads, rows, (1, 2, 3)) + tag("p", text(_note(found)), class_="soft")
 
 
 def _note(found: Predictions) -> str:
     alone = int((found.present.sum(1) <= 1).sum())
     told = (
         "The trained model with a modality withheld from every test row, as if its cells were "
-        "empty: what the model leans on, not what could be learnt without it; that takes training. "
-        "Intervals of the difference are those of the paired bootstrap."
+        "empty: what the model leans on, not what could be learnt without it. "
+        f"Below each figure its {100 * LEVEL:.0f} % interval; that of a difference is "
+        "of the paired bootstrap."
     )
     if found.present.shape[1] == 1:
         told += " It is the only one: without it the model says the same of every row."

@@ -40,9 +40,9 @@ a { color: rgb(var(--blue)) }
 .wide { overflow-x: auto; max-width: 100% }
 table { border-collapse: collapse; font-size: 0.9rem; margin: 0.5rem 0 }
 th, td { padding: 0.25rem 0.7rem 0.25rem 0; text-align: left; border-bottom: 1px solid var(--line);
-  vertical-align: top; overflow-wrap: anywhere }
-th { font-weight: 600 } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums;
-  overflow-wrap: normal; white-space: nowrap }
+  vertical-align: top; overflow-wrap: break-word; max-width: 26rem }
+th { font-weight: 600 } tr > :first-child { min-width: 6.5rem }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 .grid { display: grid; gap: 1rem 1.5rem; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)) }
 .cards { display: grid; gap: 0.8rem; align-items: start;
@@ -62,6 +62,7 @@ audio { width: 100%; height: 2.2rem }
 figure { margin: 0; min-width: 0 } figure svg { width: 100%; height: auto; max-width: 34rem }
 .confusion td { text-align: center; padding: 0.3rem 0.45rem; min-width: 2.2rem; border: 0;
   font-variant-numeric: tabular-nums; font-size: 0.85rem }
+.confusion tr > :first-child { min-width: 7rem; max-width: 11rem }
 .confusion th { border: 0; padding: 0.2rem 0.5rem 0.2rem 0; font-weight: 400 }
 .confusion thead th { text-align: center; padding: 0.2rem 0.45rem }
 .bar { display: flex; height: 1.2rem; border-radius: 4px; overflow: hidden; margin: 0.5rem 0 }
@@ -73,7 +74,8 @@ summary { cursor: pointer; padding: 0.3rem 0 } .good { color: rgb(var(--blue)); 
 dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: 0.1rem 1rem;
   font-size: 0.9rem } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
 @media (max-width: 30rem) { body { padding: 0.7rem } dl { grid-template-columns: 1fr }
-  dd { margin-bottom: 0.4rem } }
+  dd { margin-bottom: 0.4rem } .confusion td { min-width: 1.7rem; padding: 0.3rem 0.1rem }
+  .confusion thead th { padding: 0.2rem 0.1rem } .confusion th { font-size: 0.8rem } }
 @media print { .card, figure, tr { break-inside: avoid } nav { display: none } }
 """
 

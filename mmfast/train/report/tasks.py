@@ -15,7 +15,7 @@ from mmfast.train.statistics import LEVEL, Interval, Resampling
 
 MOST_CLASSES = 30
 """Above it, tables show the classes with the most test rows."""
-MOST_CURVES = 8
+MOST_CURVES = 10
 MOST_DOTS = 1500
 BINS = 10
 
@@ -86,6 +86,12 @@ def number(value: float) -> str:
 def between(value: Interval) -> str:
     """An interval of a table."""
     return "none" if math.isnan(value.low) else f"{value.low:.3g} to {value.high:.3g}"
+
+
+def with_bounds(value: Interval, form: str = ".4g") -> str:
+    """A figure of a table with its interval below it."""
+    told = "-" if math.isnan(value.value) else f"{value.value:{form}}"
+    return f'{told}<br><span class="soft">{between(value)}</span>'
 
 
 def confusion(scores: Scores) -> str:
