@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -87,7 +88,12 @@ print(sorted(new - set(sys.stdlib_module_names)))
 
 
 def test_version():
-    assert mmfast.__version__ == "0.1.0"
+    """It stands in pyproject.toml and nowhere else."""
+    root = pathlib.Path(__file__).parent.parent
+    stated = re.search(r'^version = "(.*)"$', (root / "pyproject.toml").read_text(), re.MULTILINE)
+    assert mmfast.__version__ == stated.group(1)
+    for path in (root / "setup.py", root / "mmfast" / "__init__.py", root / "mkdocs.yml"):
+        assert stated.group(1) not in path.read_text()
 
 
 def test_broken_library_is_told():
