@@ -263,6 +263,8 @@ class Train(_Section):
     def _shardable(self) -> Train:
         if self.strategy == "fsdp2" and self.precision == "fp16":
             raise ValueError("strategy: fsdp2 does not go with precision: fp16; use bf16")
+        if self.strategy == "fsdp2" and self.compile:
+            raise ValueError("strategy: fsdp2 does not go with compile: true; use one of them")
         return self
 
 

@@ -133,6 +133,11 @@ def gather_rows(x: Tensor) -> Tensor:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return x
+    return _gathered(x)
+
+
+@torch.compiler.disable
+def _gathered(x: Tensor) -> Tensor:
     gathered: Tensor = _GatherRows.apply(x)
     return gathered
 

@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 
 import torch
+import torch._dynamo  # which fully_shard wants
 
 # What is imported here need not be by each rank.
 import mmfast.encoders.features

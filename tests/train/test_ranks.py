@@ -1,13 +1,18 @@
 """Two processes train as one does."""
 
+import json
+
 import pytest
 import torch
 from pipeline import write_config
 from ranks import history, last
 
+from mmfast.train import ConfigError, load_config
+
 STAGES = "train.stages=[{name: align, objective: contrastive}, {name: fine, epochs: 2}]"
+SGD = ("train.optimizer=sgd", "train.lr=0.1")  # Adam would hide gradients of another scale
 SETTINGS = {
-    "plain": ("train.epochs=3",),
+    "plain": ("train.epochs=3", *SGD),
     "everything": (
         "train.epochs=2",
         "train.ema=0.8",
@@ -16,9 +21,8 @@ SETTINGS = {
         "task.balance=weights",
         "data.split.fractions=[0.55, 0.25, 0.2]",
     ),
-    "stages": ("train.epochs=1", STAGES, "train.clip_norm=1.0", "train.optimizer=sgd"),
+    "stages": ("train.epochs=1", STAGES, *SGD, "train.clip_norm=0.05"),
     "retrieval": ("train.epochs=2", "task.type=retrieval"),
-    "regression": ("train.epochs=2", "task.type=regression", "data.label=value"),
 }
 
 
@@ -34,14 +38,22 @@ def numbers(record):
     return {k: v for k, v in record.items() if isinstance(v, float) and k != "seconds"}
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_two_ranks_with_half_the_batch_are_one(ranks, tmp_path, setting):
+@pytest.mark.parametrize(
+    ("setting", "strategies"),
+    [
+        ("plain", ("ddp",)),
+        ("everything", ("ddp", "fsdp2")),
+        ("stages", ("fsdp2",)),
+        ("retrieval", ("ddp",)),
+    ],
+)
+def test_two_ranks_with_half_the_batch_are_one(ranks, tmp_path, setting, strategies):
     """Batches that do not divide evenly among them, or leave one without a row, included."""
     write_config(tmp_path, rows=59)
     one = train(ranks, tmp_path, "one", 1, *SETTINGS[setting])
     assert one.out[0].count("epoch 1") > 0
     expected = last(tmp_path / "one").tensors
-    for strategy in ("ddp", "fsdp2"):
+    for strategy in strategies:
         chosen = (*SETTINGS[setting], f"train.strategy={strategy}")
         two = train(ranks, tmp_path, strategy, 2, *chosen)
         assert two.out[0].count("epoch 1") == one.out[0].count("epoch 1")
@@ -56,6 +68,33 @@ def test_two_ranks_with_half_the_batch_are_one(ranks, tmp_path, setting):
                 torch.testing.assert_close(found[file][name], value, rtol=1e-3, atol=2e-5)
 
 
+BATCH_NORM = """
+import torch, mmfast.encoders.features as features
+encoder = features.FeatureVector
+init, forward = encoder.__init__, encoder.forward
+def __init__(self, *arguments, **named):
+    init(self, *arguments, **named)
+    self.norm = torch.nn.BatchNorm1d(self.spec.out_dim, affine=False)
+def normed(self, batch):
+    found = forward(self, batch)
+    return found._replace(values=self.norm(found.values))
+encoder.__init__, encoder.forward = __init__, normed
+"""
+
+
+def test_what_is_measured_is_what_is_saved(ranks, tmp_path):
+    """Each rank's batch norms see other rows; they are measured with those that are kept."""
+    config = write_config(tmp_path)
+    settings = ("train.epochs=1", "data.split.fractions=[0.5, 0.3, 0.2]")
+    ranks.run(2, tmp_path, "train", config, "--no-report", *settings, code=BATCH_NORM)
+    file = tmp_path / "metrics.json"
+    arguments = ("evaluate", tmp_path / "run", "--split", "val", "--checkpoint", "last")
+    ranks.run(1, tmp_path, *arguments, "--json", file, code=BATCH_NORM)
+    (record,) = history(tmp_path / "run")
+    for name, value in json.loads(file.read_text()).items():
+        assert record[f"val_{name}"] == pytest.approx(value, rel=1e-5), name
+
+
 def test_more_ranks_than_rows(ranks, tmp_path):
     """Three ranks; two rows to learn from, one to measure on: the others only keep in step."""
     write_config(tmp_path, rows=4, missing=False)
@@ -66,6 +105,12 @@ def test_more_ranks_than_rows(ranks, tmp_path):
     for a, b in zip(history(tmp_path / "1"), history(tmp_path / "3"), strict=True):
         assert b["train_loss"] == pytest.approx(a["train_loss"], rel=1e-5)
         assert b["val_loss"] == pytest.approx(a["val_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("setting", ["precision=fp16", "compile=true"])
+def test_what_fsdp2_does_not_go_with(tmp_path, setting):
+    with pytest.raises(ConfigError, match=f"fsdp2 does not go with {setting.split('=')[0]}"):
+        load_config(write_config(tmp_path), ["train.strategy=fsdp2", f"train.{setting}"])
 
 
 def test_crossval_on_two_ranks(ranks, tmp_path):
