@@ -1,7 +1,7 @@
 """Whether a tag can be released, and what is new in it: `python3 scripts/check_release.py v1.2.3`.
 
-The version stands in pyproject.toml and nowhere else; the tag must be it, and CHANGELOG.md must have a
-section of it, which is printed.
+The version stands in pyproject.toml and nowhere else; the tag must be it, and CHANGELOG.md must
+have a section of it, which is printed.
 """
 
 from __future__ import annotations

@@ -171,7 +171,7 @@ def digests(folder):
 
 def test_a_folder_without_checkpoint(tmp_path):
     with pytest.raises(
-        CheckpointError, match=r"holds no checkpoint: manifest\.json cannot be read"
+        CheckpointError, match=r"holds no checkpoint: there is no file manifest\.json"
     ):
         load_checkpoint(tmp_path / "last")
 
