@@ -56,6 +56,7 @@ def avmnist(folder: Path, each: int = 4) -> Path:
             "audio": pieces[digit],
             "label": digit,
             "split": side,
+            "recording": digit,
         }
         for digit in range(10)
         for side in itertools.islice(sides, each)
