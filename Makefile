@@ -15,13 +15,14 @@ DOC_TOOLS := $(VENV)/.doc-tools
 CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 LINTED := $(CXX_FILES) $(wildcard tests/cuda/*.cpp tests/cuda/on_host/*.h tests/cuda/on_host/*.cpp)
 
-.PHONY: help build demo data test test-on-host test-torch test-matrix bench bench-pytest wheel docs lint format cuda-check gpu dist clean
+.PHONY: help build demo data test test-on-host sanitize test-torch test-matrix mutants bench bench-pytest wheel docs lint format cuda-check gpu dist clean
 
 help:
 	@echo "make demo        train the emoji models and time the fusion layer (about 2 minutes)"
 	@echo "make data        build the data sets of the recipes, in data/ (270 MB of packages)"
 	@echo "make test        run the test suite"
 	@echo "make test-on-host  run the CUDA kernels on the CPU, thread by thread (minutes)"
+	@echo "make sanitize    address, undefined and thread sanitizers, memory; PART=thread FULL=1 (long)"
 	@echo "make build       make .venv and build the extension in place"
 	@echo "make test-torch  TORCH=2.15.0: run the operator tests of the built wheel under another torch"
 	@echo "make test-matrix  that under the oldest, the pinned and the newest torch, and other Pythons"
@@ -33,6 +34,7 @@ help:
 	@echo "make gpu         on a machine with a GPU: tests, sanitizer, benchmarks; PART=tests OUT=..."
 	@echo "make wheel       a wheel, its libraries, symbols and use in a fresh environment checked"
 	@echo "make docs        the site of the documentation, in build/site/"
+	@echo "make mutants     put faults into a copy; the tests must notice each; ARGS=\"--only '*bias*'\""
 	@echo "make dist        sdist and wheel, in dist/"
 	@echo "make clean       remove what these commands made"
 
@@ -80,6 +82,10 @@ test: $(BUILT)
 test-on-host: $(BUILT)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m on_host -n auto tests/cuda
 
+# Builds of their own, in build/sanitize; the first time takes long.
+sanitize: $(BUILT)
+	$(BIN)/python scripts/sanitize.py $(if $(PART),--part $(PART)) $(if $(FULL),--full)
+
 bench: $(BUILT)
 	$(BIN)/mmfast bench $(ARGS)
 
@@ -105,6 +111,10 @@ $(CUDA_TOOLS): $(INSTALLED)
 
 cuda-check: $(CUDA_TOOLS)
 	$(BIN)/python scripts/cuda_check.py
+
+# In Python first, then those that are compiled; on a quiet machine some 40 minutes.
+mutants: $(BUILT)
+	$(BIN)/python scripts/mutants.py $(ARGS)
 
 # On the machine with the GPU: python3 as it is there, nothing installed.
 gpu:
