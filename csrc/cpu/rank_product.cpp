@@ -32,6 +32,9 @@ struct RankProduct {
       args.grad_source = call.add(*grad, "grad", out_sizes);
     }
     args.rows = call.args(present, cols);
+    if (cols == 0 || (grad && args.ranks == 0)) {
+      args.rows.total = 0;  // rows of nothing cost no memory: there may be too many to visit
+    }
   }
 
   RowCall call;

@@ -51,6 +51,9 @@ struct WeightedSum {
       args.grad_source = call.add(*grad, "grad", sizes);
     }
     args.rows = call.args(present, cols);
+    if (cols == 0 && args.per != WeightsPer::row) {
+      args.rows.total = 0;  // rows of nothing cost no memory: there may be too many to visit
+    }
   }
 
   RowCall call;

@@ -123,6 +123,25 @@ def test_particular_gradients_are_guarded():
         OPS.rank_product_backward(X, [H, H], None, None, [2])
 
 
+def test_any_number_of_rows_of_no_features_ends():
+    """They cost no memory, and so must cost no time."""
+    x, factor, flat = [torch.ones(1, *row, 0).expand(2**40, *row, 0) for row in ((), (2,), (0,))]
+    assert OPS.weighted_sum.no_autograd([x, x], W, None, "modality", True).shape == x.shape
+    assert OPS.gated_sum.no_autograd([x, x], [x], None).shape == x.shape
+    assert OPS.rank_product.no_autograd([factor, factor], W, None).shape == x.shape
+    assert OPS.rank_product.no_autograd([flat, flat], None, None).shape == x.shape
+    for found in (
+        OPS.weighted_sum_backward(x, [x, x], W, None, "modality", True, [0, 2])[1],
+        OPS.rank_product_backward(x, [factor, factor], W, None, [0, 2])[1],
+    ):
+        assert torch.equal(found, torch.zeros(2))
+    assert [y.shape for y in OPS.gated_sum_backward(x, [x, x], [x], None, [0, 2])] == [x.shape] * 2
+    ranks = torch.ones(1, 0, 3).expand(2**40, 0, 3)
+    grad = torch.ones(1, 3).expand(2**40, 3)
+    [found] = OPS.rank_product_backward(grad, [ranks, ranks], None, None, [0])
+    assert found.shape == ranks.shape
+
+
 def test_any_number_of_heads_of_no_features_ends():
     x = torch.ones(4, 0)
     arguments = ([x, x], torch.ones(0), None, 2**62, 1.0)
