@@ -185,7 +185,8 @@ py::dict concat_linear_cuda_plan(const std::vector<PlannedTensor>& inputs,
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
+// Free-threaded Pythons need no lock for it: the one thing that changes is an atomic (cpu/isa.cpp).
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "mmfast's kernels; importing this module registers torch.ops.mmfast.*";
   m.def("build_info", &build_info, "How this library was built.");
   m.def(
