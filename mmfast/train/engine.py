@@ -193,7 +193,7 @@ class _Run:
                 total += value * each.own
                 failed = failed or _not_finite(value, each.batch, progress)
             self.clock.lap("backward")
-        (total,) = meet(self.accelerator, failed, total)
+        (total,) = meet(self.accelerator, failed or learner.unreached(), total)
         learner.update()
         progress.epoch_step += 1
         progress.stage_step += 1

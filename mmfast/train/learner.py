@@ -21,7 +21,7 @@ from mmfast.train.checkpoint import (
 from mmfast.train.config import Config, Stage
 from mmfast.train.objectives import is_joint, loss_weight, make_objective
 from mmfast.train.optimizer import freeze_for_stage, make_optimizer
-from mmfast.train.parts import Parts
+from mmfast.train.parts import Parts, TrainingError
 from mmfast.train.ranks import same_buffers
 from mmfast.train.sharding import (
     average_whole,
@@ -68,7 +68,7 @@ class Learner:
         within: bool = False,
     ) -> None:
         self.parts, self.accelerator, train = parts, accelerator, config.train
-        self.clip_norm = train.clip_norm
+        self.clip_norm, self.reached = train.clip_norm, False
         self.sharded = train.strategy == "fsdp2" and accelerator.num_processes > 1
         self.model, self.task = parts.model, parts.task
         if self.sharded:  # and for ever: each stage shards a copy of what waits on the CPU
@@ -132,6 +132,22 @@ class Learner:
     def accumulating(self) -> Any:
         """A context in which gradients are added up without those of other ranks."""
         return nullcontext() if self.sharded else self.accelerator.no_sync(self.wrapped)
+
+    def unreached(self) -> TrainingError | None:
+        """What is wrong if a first backward gave a parameter no gradient: DDP waits for it."""
+        if self.reached or self.sharded or self.accelerator.num_processes == 1:
+            return None
+        self.reached = True
+        parameters = self.objective.named_parameters()
+        names = [name for name, p in parameters if p.requires_grad and p.grad is None]
+        if not names:
+            return None
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return TrainingError(
+            f"{', '.join(names[:3])}{more} got no gradient; on several ranks every parameter that "
+            "learns needs one in each step. `mmfast encoders check` looks for such in an encoder; "
+            "model.encoders.NAME.freeze keeps what is not used from learning"
+        )
 
     def update(self) -> None:
         """Move the parameters, and their average."""

@@ -137,6 +137,23 @@ def test_the_first_rank_cannot_write(ranks, tmp_path):
     assert "rank 0 failed, and ends this one: no such file here" in ended.err[1]
 
 
+def test_a_parameter_that_nothing_uses(ranks, tmp_path):
+    """DDP would wait for its gradient."""
+    write_config(tmp_path)
+    code = (
+        "import torch, mmfast.train.multimodal as m\n"
+        "init = m.MultimodalModel.__init__\n"
+        "def with_spare(self, *a, **k):\n"
+        "    init(self, *a, **k)\n"
+        "    self.spare = torch.nn.Parameter(torch.ones(3))\n"
+        "m.MultimodalModel.__init__ = with_spare\n"
+    )
+    ranks.start(2, tmp_path, *command(tmp_path), code=code)
+    ended = ranks.wait()
+    assert ended.status == [1, 1]
+    assert "mmfast train: model.spare got no gradient; on several ranks" in ended.err[0]
+
+
 def test_a_rank_that_never_comes(ranks, tmp_path):
     write_config(tmp_path)
     code = "if rank == 1: raise SystemExit(3)"
