@@ -5,6 +5,7 @@ several times over; the others are a few lines over ``torch.nn.functional``.
 """
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmfast.functional.concat_linear import concat_linear
+from mmfast.ops.concat_linear import check_dense
 
 __all__ = [
     "ContrastiveLoss",
@@ -70,6 +72,10 @@ def contrastive_loss(
     _check_pairs(a, b, chunk_rows)
     with torch.autocast(a.device.type, enabled=False):
         dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
+        if not isinstance(logit_scale, (Tensor, numbers.Real)):
+            raise TypeError(
+                f"logit_scale must be a tensor or a number, got {type(logit_scale).__name__}"
+            )
         scale = torch.as_tensor(logit_scale, dtype=dtype, device=a.device)
         if scale.numel() != 1:
             raise ValueError(
@@ -142,6 +148,7 @@ def _check_pairs(a: Tensor, b: Tensor, chunk_rows: int) -> None:
             raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
         if not x.is_floating_point():
             raise TypeError(f"{name} has dtype {x.dtype}; it must be a floating one")
+        check_dense(name, x)
     if a.dim() != 2 or a.shape != b.shape:
         raise ValueError(
             f"a has shape {tuple(a.shape)} and b {tuple(b.shape)}; both must be (pairs, features)"

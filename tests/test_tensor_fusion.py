@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from mmfast.bench.memory import peak_bytes
 from mmfast.functional.tensor_fusion import _split, tensor_fusion
+from mmfast.nn.tensor_fusion import TensorFusion
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -210,6 +211,12 @@ WRONG = {
     "present floats": (([X, Y], W, B, P.float()), TypeError, "present has dtype torch.float32"),
     "present a list": (([X, Y], W, B, [True]), TypeError, "present must be a bool tensor"),
 }
+
+
+def test_meta():
+    x, y, weight = (torch.ones(shape, device="meta") for shape in ((4, 3), (4, 2), (5, 12)))
+    assert tensor_fusion([x, y], weight).shape == (4, 5)
+    assert TensorFusion([3, 2], 5, device="meta")([x, y]).shape == (4, 5)
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -1,6 +1,7 @@
 """``attention_pool``: argument handling."""
 
 import math
+import numbers
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -57,6 +58,8 @@ def attention_pool(
         raise TypeError(
             "temperature must be a number or None, got a tensor; divide the query by it instead"
         )
+    if not isinstance(temperature, (numbers.Real, type(None))):
+        raise TypeError(f"temperature must be a number or None, got {type(temperature).__name__}")
     if temperature is not None and not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it must be positive, or None")
     if isinstance(num_heads, bool) or not isinstance(num_heads, int) or num_heads < 1:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from mmfast.ops.concat_linear import check_dense
 from mmfast.ops.fused import Found, Fused, FusedFunction, Options, check_tensors, same_shape
 from mmfast.ops.library import DEVICES
 
@@ -83,6 +84,8 @@ def broadcast(
     for i, x in enumerate(inputs):
         if not isinstance(x, Tensor):
             raise TypeError(f"{name}[{i}] must be a tensor, got {type(x).__name__}")
+        if x.is_nested:  # it has no shape to broadcast
+            check_dense(f"{name}[{i}]", x)
     if not inputs:
         raise ValueError(f"{name} is empty; it must hold at least one tensor")
     shape = inputs[0].shape
@@ -94,6 +97,7 @@ def broadcast(
     if len(shape) < row_dims:
         check_tensors(name, inputs, row_dims)  # raises
     if isinstance(present, Tensor):
+        check_dense("present", present)
         wanted = (*shape[: len(shape) - row_dims], len(inputs))
         if not same_shape(present.shape, wanted):
             try:

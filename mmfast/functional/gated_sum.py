@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mmfast.functional.common import broadcast, call, is_sequence
+from mmfast.ops.concat_linear import check_dense
 from mmfast.ops.gated_sum import operator
 
 
@@ -44,7 +45,9 @@ def gated_sum(
     if not is_sequence(gates):
         raise TypeError(f"gates must be a sequence of tensors, got {type(gates).__name__}")
     shape = values[0].shape
-    for gate in gates:
+    for i, gate in enumerate(gates):
+        if isinstance(gate, Tensor) and gate.is_nested:  # it has no shape to broadcast
+            check_dense(f"gates[{i}]", gate)
         if isinstance(gate, Tensor) and gate.shape != shape:
             gates = [_expanded(x, shape) for x in gates]
             break

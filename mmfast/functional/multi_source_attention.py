@@ -9,6 +9,7 @@ from torch import Tensor
 from mmfast.functional.common import autocast, transformed
 from mmfast.ops import joined_attention as _joined
 from mmfast.ops import multi_source_attention as _op
+from mmfast.ops.concat_linear import check_dense
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -201,21 +202,26 @@ def _fits(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> bo
                 return False
             if key.device != device or value.device != device:
                 return False
+            if key.layout is not torch.strided or value.layout is not torch.strided:
+                return False
         lists = isinstance(keys, (list, tuple)) and isinstance(values, (list, tuple))
-        return lists and len(keys) > 0 and dtype in _DTYPES
-    except (AttributeError, TypeError, ValueError):
+        dense = query.layout is torch.strided
+        return lists and dense and len(keys) > 0 and dtype in _DTYPES
+    except (AttributeError, RuntimeError, TypeError, ValueError):
         return False
 
 
 def _check_types(query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     if not isinstance(query, Tensor):
         raise TypeError(f"query must be a tensor, got {type(query).__name__}")
+    check_dense("query", query)
     for name, found in (("keys", keys), ("values", values)):
         if isinstance(found, Tensor) or not isinstance(found, Sequence):
             raise TypeError(f"{name} must be a sequence of tensors, got {type(found).__name__}")
         for i, x in enumerate(found):
             if not isinstance(x, Tensor):
                 raise TypeError(f"{name}[{i}] must be a tensor, got {type(x).__name__}")
+            check_dense(f"{name}[{i}]", x)
     if len(keys) == 0:
         raise ValueError("keys is empty; give the keys of at least one source")
     if len(values) != len(keys):
@@ -303,6 +309,7 @@ def _check_bool(name: str, x: Tensor, query: Tensor, wanted: tuple[int, ...], me
         raise TypeError(f"{name} must be a bool tensor or None, got {type(x).__name__}")
     if x.dtype != torch.bool:
         raise TypeError(f"{name} has dtype {x.dtype}; it must be torch.bool, {means}")
+    check_dense(name, x)
     if x.device != query.device:
         raise ValueError(
             f"{name} is on {x.device} but query is on {query.device}; they must share a device "

@@ -117,7 +117,7 @@ def _check(
         named["bias"] = bias
     for name, x in named.items():
         check_floating(name, x)
-        if not torch.is_autocast_enabled(weight.device.type):
+        if weight.is_meta or not torch.is_autocast_enabled(weight.device.type):
             check_like(name, x, "weight", weight)
     for i, x in enumerate(inputs):
         if x.dim() == 0:

@@ -105,7 +105,7 @@ class FiLM(Fusion):
         given = [condition] if isinstance(condition, (int, str)) else list(condition)
         known: list[Name] = [*range(count), *(self.names or ())]
         for name in given:
-            if isinstance(name, bool) or name not in known:
+            if not isinstance(name, (int, str)) or isinstance(name, bool) or name not in known:
                 raise ValueError(f"condition holds {name!r}; the inputs are {self._inputs()}")
         places = sorted({known.index(name) % count for name in given})
         if len(places) != count - 1:

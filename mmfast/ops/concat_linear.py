@@ -72,8 +72,7 @@ def check_arguments(
                 f"{name} has dtype {tensor.dtype}; it must be float32, float64, bfloat16 or "
                 "float16 (convert it with .to(weight.dtype))"
             )
-        if tensor.layout is not torch.strided:
-            raise TypeError(f"{name} has layout {tensor.layout}; it must be dense (.to_dense())")
+        check_dense(name, tensor)
     for name, tensor in named.items():
         if tensor.dtype != weight.dtype:
             raise ValueError(
@@ -127,6 +126,7 @@ def _check_index(inputs: Sequence[Tensor], weight: Tensor, index: Index) -> None
             raise TypeError(f"index[{i}] must be a tensor or None, got {type(rows).__name__}")
         if rows.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"index[{i}] has dtype {rows.dtype}; it must be int64 or int32")
+        check_dense(f"index[{i}]", rows)
         if rows.device != weight.device:
             raise ValueError(
                 f"index[{i}] is on {rows.device} but weight is on {weight.device}; they must share "
@@ -149,6 +149,15 @@ def check_index_range(inputs: Sequence[Tensor], index: Index) -> None:
                     f"index[{i}] holds {low if low < 0 else high}; it must lie in 0 .. "
                     f"{x.shape[0] - 1}, the rows of inputs[{i}]"
                 )
+
+
+def check_dense(name: str, x: Tensor) -> None:
+    """Raise TypeError if ``x`` is sparse or nested: its elements have no strides, or no shape."""
+    if x.layout is not torch.strided or x.is_nested:
+        raise TypeError(
+            f"{name} {'is nested' if x.is_nested else f'has layout {x.layout}'}; it must be dense "
+            f"({'.to_padded_tensor(0)' if x.is_nested else '.to_dense()'})"
+        )
 
 
 def check_activation(activation: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mmfast.ops import library  # noqa: F401  registers torch.ops.mmfast
+from mmfast.ops.concat_linear import check_dense
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -206,8 +207,7 @@ def check_floating(name: str, x: Tensor) -> None:
         raise TypeError(
             f"{name} has dtype {x.dtype}; it must be float32, float64, bfloat16 or float16"
         )
-    if x.layout is not torch.strided:
-        raise TypeError(f"{name} has layout {x.layout}; it must be dense (.to_dense())")
+    check_dense(name, x)
 
 
 def check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
@@ -258,6 +258,7 @@ def check_present(
         raise TypeError(f"present must be a bool tensor or None, got {type(present).__name__}")
     if present.dtype != torch.bool:
         raise TypeError(f"present has dtype {present.dtype}; it must be torch.bool, True = present")
+    check_dense("present", present)
     if tuple(present.shape) != (*batch, count):
         raise ValueError(
             f"present has shape {tuple(present.shape)}; it must be {(*batch, count)}, a value per "

@@ -43,6 +43,11 @@ WRONG = {
     ),
     "mixed devices": (([X, Y.to("meta")], W), ValueError, [r"inputs\[1\]", "meta", "cpu"]),
     "sparse": (([X, Y.to_sparse()], W), TypeError, [r"inputs\[1\]", "sparse", "dense"]),
+    "nested": (
+        ([X, torch.nested.nested_tensor([Y, Y])], W),
+        TypeError,
+        [r"inputs\[1\] is nested", "dense"],
+    ),
     "0-d input": (([torch.tensor(1.0), Y], W), ValueError, [r"inputs\[0\]", "0-d", "features"]),
     "widths": (([X, X], W), ValueError, ["8 columns", r"3 \+ 3", "6", "equal"]),
     "1-d weight": (([X, Y], W[0]), ValueError, ["weight", r"\(8,\)", "2-d"]),
@@ -70,7 +75,9 @@ def test_wrong_arguments(name, grad):
         info.match(word)
 
 
-@pytest.mark.parametrize("name", [n for n in WRONG if n not in ("mixed devices", "sparse")])
+@pytest.mark.parametrize(
+    "name", [n for n in WRONG if n not in ("mixed devices", "sparse", "nested")]
+)
 @pytest.mark.cpu_only
 def test_wrong_arguments_traced(name):
     """The fake kernel refuses what the real one refuses, in the same words."""

@@ -47,6 +47,11 @@ COMMON = {
         [r"LIST\[1\] is on meta but LIST\[0\] is on cpu", "share"],
     ),
     "sparse": (lambda x, o: ([x, x.to_sparse()], o), TypeError, [r"LIST\[1\]", "sparse", "dense"]),
+    "nested": (
+        lambda x, o: ([x, torch.nested.nested_tensor([x[0], x[0]])], o),
+        TypeError,
+        [r"LIST\[1\] is nested", "dense"],
+    ),
     "no dimensions": (
         lambda x, o: ([x.sum()] * 2, o),
         ValueError,
@@ -131,6 +136,18 @@ WRONG = {
         {"per": "row"},
         ValueError,
         [r"weights has shape \(3, 2\); with per='row' it must be \(4, 2\)"],
+    ),
+    ("weighted_sum", "sparse present"): (
+        ([X, Y], W, torch.ones(4, 2).bool().to_sparse()),
+        {},
+        TypeError,
+        ["present has layout torch.sparse_coo; it must be dense"],
+    ),
+    ("attention_pool", "temperature is a word"): (
+        ([X, Y], Q),
+        {"temperature": "warm"},
+        TypeError,
+        ["temperature must be a number or None, got str"],
     ),
     ("weighted_sum", "unknown per"): (
         ([X, Y], W),
@@ -290,7 +307,7 @@ def test_wrong_arguments(key, how):
 def test_wrong_arguments_traced(key):
     """The fake kernel refuses what the real one refuses, in the same words."""
     arguments, options, exception, words = WRONG[key]
-    if key[1] in ("mixed devices", "sparse", "present elsewhere"):
+    if key[1] in ("mixed devices", "sparse", "nested", "sparse present", "present elsewhere"):
         pytest.skip("not to be had under FakeTensorMode")
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
 

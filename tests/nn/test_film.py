@@ -104,6 +104,7 @@ def test_device_and_dtype():
         (([4, 3], 4, 2), "condition holds 2; the inputs are 0, 1"),
         (([4, 3], 4, -1), "condition holds -1"),
         (([4, 3], 4, True), "condition holds True"),
+        (([4, 3], 4, torch.ones(2, 2)), "condition holds tensor"),
         (({"a": 4, "b": 3}, 4, "c"), "condition holds 'c'; the inputs are 'a', 'b'"),
         (([4, 3], 4, [0, 1]), r"condition is \[0, 1\]; it must leave one of the inputs"),
         (([4, 3], 4, [1, 1, 0]), "must leave one"),
