@@ -15,7 +15,7 @@ DOC_TOOLS := $(VENV)/.doc-tools
 CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 LINTED := $(CXX_FILES) $(wildcard tests/cuda/*.cpp tests/cuda/on_host/*.h tests/cuda/on_host/*.cpp)
 
-.PHONY: help build demo data test test-on-host sanitize test-torch test-matrix mutants bench bench-pytest wheel docs lint format cuda-check gpu dist clean
+.PHONY: help build demo data test test-on-host sanitize test-torch test-matrix mutants fuzz bench bench-pytest wheel docs lint format cuda-check gpu dist clean
 
 help:
 	@echo "make demo        train the emoji models and time the fusion layer (about 2 minutes)"
@@ -26,6 +26,7 @@ help:
 	@echo "make build       make .venv and build the extension in place"
 	@echo "make test-torch  TORCH=2.15.0: run the operator tests of the built wheel under another torch"
 	@echo "make test-matrix  that under the oldest, the pinned and the newest torch, and other Pythons"
+	@echo "make fuzz        random calls of every operator and module; CASES=10000, SIZES=1"
 	@echo "make bench       time the operators against their peers; ARGS='--grid' and others"
 	@echo "make bench-pytest  the same cases under pytest-benchmark"
 	@echo "make lint        ruff, mypy, clang-format"
@@ -85,6 +86,13 @@ test-on-host: $(BUILT)
 # Builds of their own, in build/sanitize; the first time takes long.
 sanitize: $(BUILT)
 	$(BIN)/python scripts/sanitize.py $(if $(PART),--part $(PART)) $(if $(FULL),--full)
+
+# Random calls, right and wrong: CASES of the former, 10,000 by default, and a third as many of the
+# latter. SEED repeats a run, ARGS="--only concat_linear" chooses; SIZES=1 makes tensors of more than
+# 2^31 elements instead.
+fuzz: $(BUILT)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m fuzz $(if $(SIZES),--sizes) \
+	  $(if $(CASES),--cases $(CASES)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 bench: $(BUILT)
 	$(BIN)/mmfast bench $(ARGS)
