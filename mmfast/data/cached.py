@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from mmfast.data.content import raw_bytes
-from mmfast.data.files import check_header
+from mmfast.data.files import check_header, own_file
 from mmfast.data.table import need
 from mmfast.plugins import Batch
 
@@ -211,7 +211,7 @@ def join_parts(folder: Path, parts: Sequence[Part]) -> None:
 
     One process at a time: of two that join the same parts, each would leave them once more.
     """
-    with (folder / ".joining").open("a") as lock:
+    with open(folder / ".joining", "a", opener=own_file) as lock:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

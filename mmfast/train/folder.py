@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import socket
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from uuid import uuid4
 
 from accelerate import Accelerator
 
+from mmfast.data.files import own_file
 from mmfast.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from mmfast.train.config import Config, config_from_yaml, differences
 from mmfast.train.parts import TrainingError
@@ -47,7 +47,7 @@ def locked(folder: Path, accelerator: Accelerator) -> Iterator[None]:
 def _lock(folder: Path, token: str) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / ".lock", "a", opener=_own_file)  # noqa: SIM115
+        handle = open(folder / ".lock", "a", opener=own_file)  # noqa: SIM115
     except OSError as error:
         raise TrainingError(f"run.dir {folder} cannot be written to: {error.strerror}") from error
     with handle:
@@ -60,11 +60,6 @@ def _lock(folder: Path, token: str) -> Iterator[None]:
         handle.write(token)
         handle.flush()
         yield
-
-
-def _own_file(path: str, flags: int) -> int:
-    """Open a file, not one elsewhere by a link that somebody left there, and no pipe."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def _shows(file: Path, token: str) -> bool:

@@ -15,6 +15,7 @@ from pipeline import write_config
 
 from mmfast.cli import main
 from mmfast.data import ColumnSpec, read_cell, read_table
+from mmfast.data.cached import join_parts
 from mmfast.train.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 FROZEN = ("model.encoders.text.freeze=all", "train.epochs=1")
@@ -197,6 +198,12 @@ def test_a_note_in_the_cache_that_leads_out(job, tmp_path, victim):
     note.symlink_to(victim)
     assert main(["train", *job, *FROZEN, "data.cache=cache", "run.dir=again"]) == 0
     assert not note.is_symlink()
+
+
+def test_a_lock_in_the_cache_that_leads_out(tmp_path, victim):
+    (tmp_path / ".joining").symlink_to(victim.parent / "new")
+    with pytest.raises(OSError, match="symbolic links"):
+        join_parts(tmp_path, [])
 
 
 def test_a_folder_in_the_cache_that_leads_out(job, tmp_path, victim, capsys):
