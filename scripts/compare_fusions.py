@@ -28,7 +28,7 @@ from mmfast.bench.timing import interleave
 from mmfast.nn import create_fusion, list_fusions
 from mmfast.train import Config, Run, fit, load_config
 from mmfast.train.demo import variant
-from mmfast.train.report import mean_and_deviation
+from mmfast.train.report.demo import mean_and_deviation
 
 ROOT = Path(__file__).parents[1]
 ROWS = 4096
