@@ -188,11 +188,13 @@ def explanation(found: Comparison) -> str:
         rows += f" in {found.units} groups, which are what is resampled"
     methods = {pair.test.method for pair in found.pairs}
     tests = ", ".join(_METHODS[name] for name in _METHODS if name in methods)
+    if len(found.pairs) > 1:
+        tests += f", adjusted by Holm's method for {len(found.pairs)} pairs of runs"
     return (
-        f"Measured on {rows}. In brackets: {100 * LEVEL:.0f} % bootstrap intervals. p: {tests}, "
-        f"adjusted by Holm's method for {len(found.pairs)} pairs of runs. All of it is about which "
-        "rows were drawn for the test: another seed of training can change as much, and only "
-        "training again tells. No difference shown does not mean that there is none."
+        f"Measured on {rows}. In brackets: {100 * LEVEL:.0f} % bootstrap intervals. p: {tests}. "
+        "All of it is about which rows were drawn for the test: another seed of training can "
+        "change as much, and only training again tells. No difference shown does not mean that "
+        "there is none."
     )
 
 
