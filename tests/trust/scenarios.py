@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 THREADS = 8
-ROUNDS = 3
+ROUNDS = 2
 Expected = dict[str, list[Tensor]]
 
 
