@@ -1,9 +1,9 @@
 """Trains recipes over several seeds or folds and writes what they reach, with confidence intervals.
 
-Each modality alone and all of them, on the same rows. A row's score is its mean over the seeds; the
-interval, of 95 %, is that of drawing other rows: a bootstrap over the groups of the recipe, rows
-that belong together being drawn together. The deviation is that of the seeds, which also decide the
-division of the data. A JSON file per recipe holds every run.
+Each modality alone, on the rows that have it, and all of them. A row's score is its mean over the
+seeds; the interval, of 95 %, is that of drawing other rows: a bootstrap over the groups of the
+recipe, rows that belong together being drawn together. The deviation is that of the seeds, which
+also decide the division of the data. A JSON file per recipe holds every run.
 
     python scripts/recipe_figures.py emoji tuxpaint avmnist retrieval mosi_like [--seeds 3]
 
@@ -105,6 +105,9 @@ def train(
         for model, modalities in models.items():
             place = folder / f"seed-{seed}" / model.replace(" ", "-")
             chosen = variant(config, modalities, seed, place)
+            if len(modalities) < len(config.model.encoders):  # of some rows nothing remains
+                data = chosen.data.model_copy(update={"on_error": "skip"})
+                chosen = chosen.model_copy(update={"data": data})
             tallies[model].add(
                 _runs(chosen, config.data.split.folds if name in FOLDS else 0), metrics
             )
@@ -209,7 +212,7 @@ def summary(tallies: dict[str, Tally], config: Config, table: Table) -> dict[str
     found: dict[str, Any] = {}
     for metric in next(iter(tallies.values())).rows:
         rows = {model: tally.by_row(metric, len(table)) for model, tally in tallies.items()}
-        tested = np.flatnonzero(~np.isnan(next(iter(rows.values()))))
+        tested = np.flatnonzero(~np.isnan(rows["fused"]))
         group = config.data.group
         groups = None if group is None else group_numbers([table.cell(r, group) for r in tested])
         draws = Resampling(len(tested), None if groups is None else groups.numpy())
@@ -232,8 +235,10 @@ def summary(tallies: dict[str, Tally], config: Config, table: Table) -> dict[str
 
 
 def _figure(terms: np.ndarray, draws: Resampling) -> Interval:
-    resampled = draws.weights @ terms / draws.weights.sum(axis=1)
-    return interval(fmean(terms), resampled)
+    """The mean of what is not NaN, with its interval."""
+    there = ~np.isnan(terms)
+    terms, weights = terms[there], draws.weights[:, there]
+    return interval(fmean(terms), weights @ terms / weights.sum(axis=1))
 
 
 def _told(figure: Interval) -> dict[str, float]:
