@@ -180,6 +180,14 @@ def test_contrastive_refuses(arguments, options, exception, message):
         contrastive_loss(*arguments, **options)
 
 
+def test_contrastive_refuses_freed_memory():
+    """PyTorch's own norm of such a tensor ends the process."""
+    freed = torch.ones(4, 3)
+    freed.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="b has elements but no memory"):
+        contrastive_loss(A, freed, 1.0)
+
+
 def test_contrastive_module():
     a, b, _ = leaves(6)
     loss = ContrastiveLoss(chunk_rows=4).double()
