@@ -20,6 +20,7 @@ LEVEL = 0.95
 RESAMPLES = 2000
 FLIPS = 10_000
 _WORK = 4e8  # rows times classes times resamples that take some seconds
+_ENTRIES = 4e7  # of the matrix of weights, a third of a GB
 
 
 class Interval(NamedTuple):
@@ -83,8 +84,13 @@ class Resampling:
     def of(cls, scores: Scores, groups: NDArray[np.int64] | None = None) -> Resampling:
         """Draws for the rows of scores, fewer where each is much work, never under 200."""
         columns = scores.true.shape[1] if hasattr(scores, "scores") else 1
-        affordable = int(_WORK / max(1, scores.count * columns))
-        return cls(scores.count, groups, resamples=min(RESAMPLES, max(200, affordable)))
+        return cls(scores.count, groups, resamples=affordable(scores.count, columns))
+
+
+def affordable(rows: int, columns: int) -> int:
+    """How many resamples of so many rows and classes cost seconds and not minutes."""
+    most = int(min(_WORK / columns, _ENTRIES) / max(1, rows))
+    return min(RESAMPLES, max(200, most))
 
 
 def interval(value: float, draws: Array) -> Interval:

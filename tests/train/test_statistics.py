@@ -11,6 +11,7 @@ from mmfast.train.predictions import About
 from mmfast.train.scores import Scores
 from mmfast.train.statistics import (
     Resampling,
+    affordable,
     bootstrap_p,
     holm,
     interval,
@@ -150,6 +151,11 @@ def test_no_interval_where_resampling_shows_nothing():
     assert found["accuracy"].value == 1.0
     assert math.isnan(found["accuracy"].low)
     assert math.isnan(found["auroc"].value)
+
+
+def test_many_rows_are_resampled_less_often():
+    assert [affordable(rows, 1) for rows in (100, 100_000, 10_000_000)] == [2000, 400, 200]
+    assert affordable(1000, 1000) == 400
 
 
 def test_two_runs_are_resampled_alike():
