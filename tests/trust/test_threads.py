@@ -11,7 +11,7 @@ from mmfast.ops.library import host
 
 HERE = Path(__file__).parent
 # Far beyond what a scenario takes: what is not done by then waits for ever.
-LIMIT_S = 900 if "-fsanitize" in host.build_info()["flags"] else 100
+LIMIT_S = 900 if "-fsanitize" in host.build_info()["flags"] else 300
 
 SCENARIOS = [
     "python_threads",
