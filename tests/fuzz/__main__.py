@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import random
 import sys
 import time
@@ -9,7 +10,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from fuzz import runner
+from fuzz import fatal, runner
+from fuzz.pool import FACTORS, Pool
 
 
 def main() -> int:
@@ -39,8 +41,6 @@ def main() -> int:
 
 
 def reproduce(case: dict[str, Any]) -> int:
-    from fuzz.judge import Pool
-
     module = module_of(case["target"])
     try:
         module.run(case, Pool())
@@ -52,10 +52,10 @@ def reproduce(case: dict[str, Any]) -> int:
 
 
 def module_of(name: str) -> Any:
-    from fuzz import bad, fatal, targets
-
     if name in fatal.NAMES:
         return fatal
+    from fuzz import bad, targets
+
     return bad if name.startswith("bad ") else targets
 
 
@@ -71,9 +71,10 @@ def jobs_of(arguments: argparse.Namespace) -> list[tuple[str, int]]:
 
 
 def child(progress: Path, seed: int | None) -> None:
-    from fuzz.judge import Pool
-
     runner.limited()
+    # What hypothesis and torch print goes elsewhere than the results.
+    results = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
     for name, count in json.loads(sys.stdin.read()):
         module, pool, start = module_of(name), Pool(), time.time()
@@ -90,12 +91,14 @@ def child(progress: Path, seed: int | None) -> None:
             found = str(error)
         ratios = [[*key, *value] for key, value in pool.ratios().items()]
         outcome = {"name": name, "found": found, "exact": pool.exact, "ratios": ratios}
-        print(json.dumps({**outcome, **done, "seconds": time.time() - start}), flush=True)
+        print(
+            json.dumps({**outcome, **done, "seconds": time.time() - start}),
+            file=results,
+            flush=True,
+        )
 
 
 def parent(arguments: argparse.Namespace, seed: int | None) -> int:
-    from fuzz.judge import FACTORS
-
     print("the same cases every time" if seed is None else f"seed {seed}")
     print(f"{'target':28} {'cases':>6} {'exact':>6} {'seconds':>8}  error / PyTorch's (allowed)")
     start, total, failures = time.time(), 0, 0

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import mmfast
 from fuzz import plain
-from fuzz.judge import Pool
+from fuzz.pool import Pool
 from fuzz.tensors import seeds
 from fuzz.wrong import CHANGES, Unfit
 from mmfast import functional

@@ -131,4 +131,5 @@ def contrastive_loss_problem(case: Case) -> Problem:
         lambda x: (losses(*x),),
         lambda x: (losses(*map(wide, x)).to(dtype),),
         lambda i, y: torch.ones((), dtype=dtype),
+        scale=case["scale_value"],
     )

@@ -8,24 +8,23 @@ Over all cases of a run the promise itself is asked for: the mean error is at mo
 three times) that of plain PyTorch.
 """
 
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from fuzz.pool import FACTORS, Pool
 from fuzz.tensors import same_bits
 
 Results = tuple[Tensor, ...]
 Function = Callable[[list[Tensor]], Results]
 
-FACTORS = {"result": 2.0, "gradient": 3.0}
 BENDS = 8  # how many roundings of every argument a single case may be off by
 # A rounding of the accumulator; in float64 the reference itself makes some.
 UNITS = dict.fromkeys((torch.float32, torch.bfloat16, torch.float16), 2.0 ** (-24))
 UNITS[torch.float64] = 2.0**-50
-FLOORS = {torch.float64: 8}  # units in the last place
+FLOORS = {torch.float64: 128}  # units in the last place: the reference is no more exact
 # Integers up to here are numbers of the type, and so is every sum on the way to one.
 WHOLE = {torch.float32: 2**24, torch.float64: 2**53, torch.bfloat16: 2**8, torch.float16: 2**11}
 
@@ -44,26 +43,7 @@ class Problem:
     integers: bool = False
     # Not arguments with a gradient, but memory that the call must leave alone too.
     others: list[Tensor] = field(default_factory=list)
-
-
-class Pool:
-    """Errors over a run, per operator, dtype and kind, in units of the largest value."""
-
-    def __init__(self) -> None:
-        self.squares: dict[tuple[str, str, str], list[float]] = defaultdict(lambda: [0.0, 0.0, 0])
-        self.exact = 0
-
-    def add(self, key: tuple[str, str, str], found: Tensor, eager: Tensor, floor: float) -> None:
-        sums = self.squares[key]
-        sums[0] += found.square().mean().item()
-        sums[1] += eager.square().mean().clamp_min(floor**2).item()
-        sums[2] += 1
-
-    def ratios(self) -> dict[tuple[str, str, str], tuple[float, int]]:
-        """Root mean square error over PyTorch's, and the cases it was taken over."""
-        return {
-            key: ((a / b) ** 0.5 if b else 0.0, int(n)) for key, (a, b, n) in self.squares.items()
-        }
+    scale: float = 0.0  # of the terms whose differences the results are
 
 
 def run(
@@ -138,7 +118,7 @@ def check(problem: Problem, key: tuple[str, str], pool: Pool) -> None:
         eager = run(problem.eager, problem)
         for kind, part, i, label in near:
             tensors = [x[part][i] for x in (found, exact, eager)]
-            scale = largest(tensors[1])
+            scale = max(largest(tensors[1]), problem.scale)
             if kind == "gradient":  # one may be what is left where all else cancels
                 scale = max([1.0, *map(largest, exact[part])])
             check_near(label, *tensors, scale, lambda j=i, p=part: spread(problem, exact, p, j),
@@ -200,4 +180,5 @@ def check_near(
             f"allowed are {allowed:.3g}"
         )
     if 0 < scale < limit / 2:
-        pool.add(key, error / scale, usual / scale, eps / 8)
+        squares = [(x / scale).square().mean().item() for x in (error, usual)]
+        pool.add(key, *squares, (eps / 8) ** 2)

@@ -28,7 +28,7 @@ activations = st.sampled_from(("none", "gelu", "gelu_tanh", "silu", "tanh", "sig
 OPTIONS: dict[str, dict[str, st.SearchStrategy]] = {
     "attention": {},
     "attention_pool": {"project": st.sampled_from((None, True))},
-    "bottleneck": {"num_bottlenecks": st.integers(1, 3), "num_layers": st.integers(1, 3)},
+    "bottleneck": {"num_bottlenecks": st.integers(1, 3), "num_layers": st.integers(1, 2)},
     "concat": {"activation": activations, "bias": st.booleans()},
     "cross_attention": {"query": st.integers(0, 1)},
     "film": {"condition": st.sampled_from((None, "last"))},

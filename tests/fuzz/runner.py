@@ -15,6 +15,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
+from hypothesis.errors import Flaky
 
 Case = dict[str, Any]
 
@@ -45,13 +46,16 @@ def sweep(
     ``progress`` is a file that holds the case at work, for whoever outlives a crash.
     """
 
+    last: list[Found] = []
+
     def attempt(case: Case) -> None:
         if progress is not None:
             progress.write_text(json.dumps(case))
         try:
             run(case)
         except Exception as error:
-            raise Found(f"{type(error).__name__}: {error}\n  {line(case)}") from error
+            last[:] = [Found(f"{type(error).__name__}: {error}\n  {line(case)}")]
+            raise last[0] from error
 
     options = settings(
         max_examples=count,
@@ -65,7 +69,10 @@ def sweep(
     test = options(given(cases)(attempt))
     if seed is not None:
         test = seeded(seed)(test)
-    test()
+    try:
+        test()
+    except Flaky as error:  # other bits every time is a finding like any other
+        raise last[0] from error
 
 
 def limited() -> None:
