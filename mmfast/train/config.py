@@ -150,6 +150,9 @@ class Model(_Section):
     """Before the output layer, and after each hidden one."""
     modality_dropout: Share = 0.0
     """Probability of withholding a modality of a sample while training; one always remains."""
+    normalise: bool = False
+    """Bring what each encoder returns to mean 0 and deviation 1, vector by vector, before it is
+    joined: for frozen encoders whose scales differ. Not of retrieval."""
 
 
 class Task(_Section):

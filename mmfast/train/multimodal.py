@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmfast.nn import ModalityDropout, create_fusion
 from mmfast.plugins import Batch, Features
@@ -23,6 +24,7 @@ class MultimodalModel(nn.Module):
         hidden: widths of layers with ReLU between the fusion and the output layer.
         dropout: probability of zeroing an entry before the output layer and after hidden ones.
         modality_dropout: probability of withholding a modality of a sample, in training.
+        normalise: bring each vector of each modality to mean 0 and deviation 1 before they meet.
 
     Fusions of tokens get the tokens of encoders that return them; others get their mean.
     """
@@ -36,6 +38,7 @@ class MultimodalModel(nn.Module):
         hidden: Sequence[int] = (),
         dropout: float = 0.0,
         modality_dropout: float = 0.0,
+        normalise: bool = False,
     ) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict(encoders)
@@ -43,6 +46,7 @@ class MultimodalModel(nn.Module):
         self.fusion = create_fusion(fusion.name, widths, fusion.out_features, **fusion.options)
         self.takes_tokens = "masks" in inspect.signature(self.fusion.forward).parameters
         self.modality_dropout = ModalityDropout(modality_dropout)
+        self.normalise = normalise
         layers: list[nn.Module] = []
         before = fusion.out_features
         for width in hidden:
@@ -61,10 +65,7 @@ class MultimodalModel(nn.Module):
         """
         features = encode(self.encoders, inputs)
         present = torch.stack([found.present for found in features.values()], dim=1)
-        codes = {
-            name: found.values if self.takes_tokens else pooled(found)
-            for name, found in features.items()
-        }
+        codes = self.codes(features)
         if self.modality_dropout.p:
             present = self.modality_dropout(codes, present)
         if self.takes_tokens:
@@ -78,6 +79,13 @@ class MultimodalModel(nn.Module):
                 "takes one per row: set its option pool to true"
             )
         return self.output(self.dropout(self.hidden(joined)))
+
+    def codes(self, features: Mapping[str, Features]) -> dict[str, Tensor]:
+        """What the fusion is given of each modality: (B, D), or (B, T, D) if it takes tokens."""
+        found = {n: f.values if self.takes_tokens else pooled(f) for n, f in features.items()}
+        if not self.normalise:
+            return found
+        return {name: F.layer_norm(code, code.shape[-1:]) for name, code in found.items()}
 
 
 class RetrievalModel(nn.Module):

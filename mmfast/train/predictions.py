@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_map_only
 from mmfast.data import Table, group_numbers
 from mmfast.plugins import Features
 from mmfast.train.checkpoint import CheckpointError
-from mmfast.train.multimodal import encode, pooled
+from mmfast.train.multimodal import encode
 from mmfast.train.prepare import Examples, Notify, fill_cache, make_batches, read_examples
 from mmfast.train.run import Alone, Run, divide
 from mmfast.train.seed import threads
@@ -210,7 +210,7 @@ def _said(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         withheld = {**features, name: Features(values, torch.zeros_like(mask))}
         said[f"without.{name}"] = model(withheld).float()
     if hasattr(fusion, "modality_weights"):
-        codes = {name: pooled(found) for name, found in features.items()}
+        codes = model.codes(features)  # type: ignore[operator]
         said["weights"] = fusion.modality_weights(codes, present).float()
     return said
 

@@ -209,6 +209,7 @@ def build_model(
             hidden=model.hidden,
             dropout=model.dropout,
             modality_dropout=model.modality_dropout,
+            normalise=model.normalise,
         )
 
 

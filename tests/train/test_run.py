@@ -406,3 +406,15 @@ def test_tokens_and_known_features_reach_the_fusion():
     torch.testing.assert_close(
         pooled(Features(tokens, mask)), torch.stack([tokens[0, :2].mean(0), tokens[1, 0]])
     )
+
+
+def test_normalised_codes_do_not_depend_on_the_scale_of_an_encoder(tmp_path):
+    config = small_config(tmp_path, "model.normalise=true", "train.epochs=1")
+    model = fit(config).model
+    there = torch.ones(4, dtype=torch.bool)
+    widths = {name: encoder.spec.out_dim for name, encoder in model.encoders.items()}
+    features = {name: Features(torch.randn(4, width), there) for name, width in widths.items()}
+    larger = {name: Features(5 * values, there) for name, (values, _) in features.items()}
+    torch.testing.assert_close(model(larger), model(features), rtol=1e-3, atol=1e-3)
+    model.normalise = False
+    assert not torch.allclose(model(larger), model(features), rtol=1e-2)
