@@ -34,7 +34,7 @@ LAYERS_SAY = r"|same dtype|Could not run|not implemented for"
 OPERATORS_SAY = (
     r"|Could not run|API call failed|not implemented for|UTF-8|surrogates|overflow|"
     r"Overloaded torch operator|Not yet supported ScalarType|expected at most|"
-    r"Cannot access data pointer|OpOverload|jagged|NestedTensor"
+    r"Cannot access data pointer|^mmfast\.|jagged|NestedTensor"
 )
 NEEDED: dict[str, Arguments] = {  # options without which a fusion cannot be made
     "low_rank": {"rank": 2},
