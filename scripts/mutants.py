@@ -38,6 +38,14 @@ class Mutant:
     find: str
     replace: str
     tests: str
+    needs: str = ""
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether this machine has the instruction set that it needs."""
+        from mmfast.ops.library import host
+
+        return not self.needs or self.needs in host.cpu_isas()
 
     @property
     def compiled(self) -> bool:
@@ -67,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     console = Console(highlight=False)
     mutants = [m for m in read_mutants() if fnmatch.fnmatch(m.fault, arguments.only)]
+    beyond = [m for m in mutants if not m.runs_here]
+    mutants = [m for m in mutants if m.runs_here]
     mutants.sort(key=lambda m: m.compiled)  # a fault in Python is not to meet a library with one
     problems = [f"{m.fault}: {m.problem(ROOT)}" for m in mutants if m.problem(ROOT)]
     if problems or not mutants:
@@ -84,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         survivors = [m for m in mutants if not _noticed(copy, m, console)]
     console.print(f"{len(mutants) - len(survivors)} of {len(mutants)} faults noticed")
+    for mutant in beyond:
+        console.print(f"not tried, needs {mutant.needs}: {mutant.fault}", markup=False)
     for mutant in survivors:
         console.print(f"not noticed: {mutant.fault} ({mutant.file})", markup=False)
     return 1 if survivors else 0

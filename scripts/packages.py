@@ -48,7 +48,7 @@ def wheel(requirement: str, folder: Path) -> Path:
     Raises `PackageError` if pip does not find it.
     """
     name, version = requirement.split("==")
-    byhand = f"download its wheel by hand from https://pypi.org/project/{name} into {folder}"
+    byhand = f"download its wheel by hand from PyPI, where it is called {name}, into {folder}"
     return fetched(requirement, folder, f"{name}-{version}-*.whl", pip_download, byhand)
 
 

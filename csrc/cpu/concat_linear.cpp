@@ -8,6 +8,7 @@
 //
 // An input whose rows repeat is multiplied once per distinct row and added in the epilogue, with
 // bias and activation.
+#include "../text.h"
 #include "concat_linear_call.h"
 #include "few_rows.h"
 #include "gemm.h"
@@ -243,7 +244,7 @@ std::tuple<Tensor, Tensor> concat_linear(const std::vector<Tensor>& inputs, cons
                                          const std::optional<Tensor>& bias,
                                          const std::vector<Tensor>& index,
                                          const std::vector<int64_t>& indexed,
-                                         const std::string& activation_name, bool training) {
+                                         const Text& activation_name, bool training) {
   const Activation activation = check_activation(activation_name);
   const ConcatLinearShape shape = check_concat_linear(inputs, weight, index, indexed);
   check_bias(bias, weight);

@@ -2,6 +2,7 @@
 //
 // With g the gradient before the activation: dx_i = g W_i, dW_i = g^T x_i, db = sum of g's rows.
 // For an input whose rows repeat, g is summed over the rows that share one before it is multiplied.
+#include "../text.h"
 #include "concat_linear_call.h"
 #include "few_rows.h"
 #include "gemm.h"
@@ -350,7 +351,7 @@ std::vector<Tensor> concat_linear_backward(const Tensor& grad, const std::vector
                                            const Tensor& weight, const Tensor& saved,
                                            const std::vector<Tensor>& index,
                                            const std::vector<int64_t>& indexed,
-                                           const std::string& activation_name,
+                                           const Text& activation_name,
                                            const std::vector<int64_t>& wanted) {
   const Activation activation = check_activation(activation_name);
   const ConcatLinearShape shape = check_concat_linear(inputs, weight, index, indexed);

@@ -4,6 +4,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "../text.h"
 #include "concat_linear_call.h"
 #include "vector_math.h"
 
@@ -14,7 +15,7 @@
 namespace mmfast {
 namespace {
 
-WeightsPer parse_per(const std::string& per) {
+WeightsPer parse_per(const Text& per) {
   if (per == "modality") {
     return WeightsPer::modality;
   }
@@ -28,7 +29,7 @@ WeightsPer parse_per(const std::string& per) {
 // A call's arguments, checked, and what keeps them alive.
 struct WeightedSum {
   WeightedSum(const std::vector<Tensor>& inputs, const Tensor& weights,
-              const std::optional<Tensor>& present, const std::string& per, bool normalize,
+              const std::optional<Tensor>& present, const Text& per, bool normalize,
               const Tensor* grad)
       : call(inputs, "inputs"), dtype(call.dtype()) {
     const Dims sizes = sizes_of(inputs[0]);
@@ -65,7 +66,7 @@ struct WeightedSum {
 constexpr int64_t kPastCaches = 16 << 20;  // bytes
 
 Tensor weighted_sum(const std::vector<Tensor>& inputs, const Tensor& weights,
-                    const std::optional<Tensor>& present, const std::string& per, bool normalize) {
+                    const std::optional<Tensor>& present, const Text& per, bool normalize) {
   WeightedSum call(inputs, weights, present, per, normalize, nullptr);
   const Tensor result = empty_result(sizes_of(inputs[0]), dtype_of(inputs[0]));
   call.args.out = result.mutable_data_ptr();
@@ -85,7 +86,7 @@ Tensor weighted_sum(const std::vector<Tensor>& inputs, const Tensor& weights,
 std::vector<Tensor> weighted_sum_backward(const Tensor& grad, const std::vector<Tensor>& inputs,
                                           const Tensor& weights,
                                           const std::optional<Tensor>& present,
-                                          const std::string& per, bool normalize,
+                                          const Text& per, bool normalize,
                                           const std::vector<int64_t>& wanted) {
   WeightedSum call(inputs, weights, present, per, normalize, &grad);
   WeightedSumArgs& args = call.args;

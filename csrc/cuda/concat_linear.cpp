@@ -4,6 +4,7 @@
 // sums in registers, and bias, activation and the products of inputs whose rows repeat are added
 // before the result is first written. 32- and 64-bit inputs take the library's product, one per
 // input and accumulated in the result. See concat_linear_plan.h for which way a call takes.
+#include "../text.h"
 #include "gemm_product.h"
 
 namespace mmfast::cuda {
@@ -276,7 +277,7 @@ std::tuple<Tensor, Tensor> concat_linear(const std::vector<Tensor>& inputs, cons
                                          const std::optional<Tensor>& bias,
                                          const std::vector<Tensor>& index,
                                          const std::vector<int64_t>& indexed,
-                                         const std::string& activation_name, bool training) {
+                                         const Text& activation_name, bool training) {
   const DeviceGuard guard(weight);
   const Activation activation = check_activation(activation_name);
   const Call call = make_call(inputs, weight, index, indexed);

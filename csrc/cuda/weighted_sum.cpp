@@ -4,12 +4,13 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "../text.h"
 #include "row_call.h"
 
 namespace mmfast::cuda {
 namespace {
 
-WeightsPer parse_per(const std::string& per) {
+WeightsPer parse_per(const Text& per) {
   if (per == "modality") {
     return WeightsPer::modality;
   }
@@ -22,7 +23,7 @@ WeightsPer parse_per(const std::string& per) {
 
 struct WeightedSum {
   WeightedSum(const std::vector<Tensor>& inputs, const Tensor& weights,
-              const std::optional<Tensor>& present, const std::string& per, bool normalize,
+              const std::optional<Tensor>& present, const Text& per, bool normalize,
               const Tensor* grad)
       : call{(check_list(inputs, "inputs", 1), inputs[0]), batch_of(inputs[0])},  // in this order
         count(static_cast<int64_t>(inputs.size())),
@@ -69,7 +70,7 @@ struct WeightedSum {
 };
 
 Tensor weighted_sum(const std::vector<Tensor>& inputs, const Tensor& weights,
-                    const std::optional<Tensor>& present, const std::string& per, bool normalize) {
+                    const std::optional<Tensor>& present, const Text& per, bool normalize) {
   WeightedSum op(inputs, weights, present, per, normalize, nullptr);
   const Tensor result = op.call.add_result(sizes_of(inputs[0]));
   op.args.out = result.mutable_data_ptr();
@@ -85,7 +86,7 @@ constexpr int64_t kMostSteps = 64;  // rows whose products are added one after t
 std::vector<Tensor> weighted_sum_backward(const Tensor& grad, const std::vector<Tensor>& inputs,
                                           const Tensor& weights,
                                           const std::optional<Tensor>& present,
-                                          const std::string& per, bool normalize,
+                                          const Text& per, bool normalize,
                                           const std::vector<int64_t>& wanted) {
   WeightedSum op(inputs, weights, present, per, normalize, &grad);
   RowCall& call = op.call;

@@ -238,7 +238,7 @@ def resample(samples: Tensor, rate: int, new_rate: int) -> Tensor:
     length = -(-len(samples) * new // old)
     if length > _MOST_SAMPLES:
         raise ValueError(
-            f"the sample rate is {rate} Hz: resampled to {new_rate} Hz, {len(samples)} samples would "
+            f"sample_rate is {rate} Hz: resampled to {new_rate} Hz, {len(samples)} samples would "
             f"be {length}; at most {_MOST_SAMPLES} are made"
         )
     kernel, reach = _sinc_kernel(old, new)
