@@ -17,6 +17,7 @@ from torch import nn
 import mmfast
 from mmfast.cli import main
 from mmfast.train import config as configs
+from mmfast.train import fit, load_config
 from mmfast.train.yaml_source import parse_yaml
 
 ROOT = Path(__file__).parent.parent
@@ -95,6 +96,9 @@ HERE = [block for block in blocks("python") if not of_the_package(*block.values)
 def test_python(page, code, names):
     if page == "fusion.md":
         names |= {"image": torch.randn(4, 512)}
+    if page == "report.md":
+        for name in ("first", "second"):
+            fit(load_config("first.yaml", [f"run.dir=runs/{name}", "train.epochs=1"]))
     if page == "plugins.md":
         exec("import pydantic\nfrom typing import Literal", names)
     # "# before: y = f(x)" is code too.

@@ -16,6 +16,10 @@ from mmfast.plugins.contract import Features
 
 POOLINGS = ("last", "mean")
 
+# oneDNN has no LSTM in bfloat16 for other x86-64 processors, and torch 2.13 asks it for one under
+# autocast all the same.
+_BFLOAT16 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
 
 class MaskedLSTM(nn.Module):
     """One or more LSTM layers, of one or both directions.
@@ -57,9 +61,9 @@ class MaskedLSTM(nn.Module):
         turned = torch.where(mask, lengths - 1 - steps, steps)
         for number, layer in enumerate(self.forwards):
             x = self.dropout(x) if number else x
-            outputs = [layer(x)[0]]
+            outputs = [_run(layer, x)]
             if self.backwards:
-                back = self.backwards[number](_take(x, turned))[0]
+                back = _run(self.backwards[number], _take(x, turned))
                 outputs.append(_take(back, turned))
             x = torch.cat(outputs, dim=-1)
         last = [_take(outputs[0], (lengths - 1).clamp(min=0))[:, 0]]
@@ -96,6 +100,14 @@ def _layer(in_features: int, hidden: int) -> nn.LSTM:
     with torch.no_grad():
         layer.get_parameter("bias_ih_l0")[hidden : 2 * hidden] = 1
     return layer
+
+
+def _run(layer: nn.Module, x: Tensor) -> Tensor:
+    """The outputs of a layer at each step; where autocast cannot be had, in its own dtype."""
+    if _BFLOAT16 or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return layer(x)[0]
+    with torch.autocast("cpu", enabled=False):
+        return layer(x.to(layer.get_parameter("weight_ih_l0").dtype))[0]
 
 
 def _take(x: Tensor, steps: Tensor) -> Tensor:

@@ -100,14 +100,14 @@ def test_used(environment, plugin):
 def test_all_three_in_a_recipe(environment, tmp_path):
     """examples/tuxpaint.yaml on a slice: each encoder runs once for each stamp, over two folds."""
     data, runs = tmp_path / "data", tmp_path / "runs"
-    environment.run(str(ROOT / "scripts/build_tuxpaint.py"), "--every", "20", "--out", str(data))
+    environment.run(str(ROOT / "scripts/build_tuxpaint.py"), "--every", "10", "--out", str(data))
     overrides = {
         "data.source": data / "table.csv",
         "data.cache": runs / "cache",
         "data.split.folds": 2,
         "run.dir": runs / "tuxpaint",
         "task.classes": "[animals, food, household, nature, people, seasonal, symbols, town]",
-        "train.epochs": 15,
+        "train.epochs": 60,  # of one step each
     }
     environment.run(
         *("-m", "mmfast.cli", "crossval", str(ROOT / "examples/tuxpaint.yaml")),

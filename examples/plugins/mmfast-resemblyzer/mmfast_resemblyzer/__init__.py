@@ -80,7 +80,9 @@ class SpeakerEncoder(nn.Module):
     def forward(self, batch: Mapping[str, Tensor]) -> Features:
         """Encodes B recordings."""
         mel, mask = batch["mel"], batch["mask"]
-        _, (hidden, _) = self.lstm(mel.flatten(0, 1))
+        # Not every processor has an LSTM in the 16-bit type of autocast.
+        with torch.autocast("cpu", enabled=False):
+            _, (hidden, _) = self.lstm(mel.flatten(0, 1))
         partials = F.normalize(torch.relu(self.linear(hidden[-1])), dim=1)
         partials = partials.unflatten(0, mask.shape)
         if self.spec.output == "tokens":
