@@ -85,9 +85,8 @@ Tensor weighted_sum(const std::vector<Tensor>& inputs, const Tensor& weights,
 // wanted: 0 .. count-1 the inputs, count the weights
 std::vector<Tensor> weighted_sum_backward(const Tensor& grad, const std::vector<Tensor>& inputs,
                                           const Tensor& weights,
-                                          const std::optional<Tensor>& present,
-                                          const Text& per, bool normalize,
-                                          const std::vector<int64_t>& wanted) {
+                                          const std::optional<Tensor>& present, const Text& per,
+                                          bool normalize, const std::vector<int64_t>& wanted) {
   WeightedSum call(inputs, weights, present, per, normalize, &grad);
   WeightedSumArgs& args = call.args;
   const int64_t count = args.rows.count;

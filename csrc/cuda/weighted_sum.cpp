@@ -85,9 +85,8 @@ constexpr int64_t kMostSteps = 64;  // rows whose products are added one after t
 // wanted: 0 .. count-1 the inputs, count the weights
 std::vector<Tensor> weighted_sum_backward(const Tensor& grad, const std::vector<Tensor>& inputs,
                                           const Tensor& weights,
-                                          const std::optional<Tensor>& present,
-                                          const Text& per, bool normalize,
-                                          const std::vector<int64_t>& wanted) {
+                                          const std::optional<Tensor>& present, const Text& per,
+                                          bool normalize, const std::vector<int64_t>& wanted) {
   WeightedSum op(inputs, weights, present, per, normalize, &grad);
   RowCall& call = op.call;
   const int64_t count = op.count;
