@@ -76,13 +76,12 @@ data: data/tuxpaint/table.csv data/avmnist/table.csv data/mosi_like/table.csv
 data/%/table.csv: scripts/build_%.py scripts/packages.py | $(BUILT)
 	$(BIN)/python $<
 
-# Operators on all threads; the rest, Python for the most part, side by side on one thread each.
-KERNEL_TESTS := $(addprefix tests/,ops functional nn cuda bench fuzz trust test_losses.py \
-  test_tensor_fusion.py)
+# What is about threads and time by itself, on all threads; the rest side by side, on one thread each.
+THREADED := $(addprefix tests/,bench cuda fuzz trust)
 test: $(BUILT)
-	$(BIN)/python -m pytest $(KERNEL_TESTS)
+	$(BIN)/python -m pytest $(THREADED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile tests \
-	  $(addprefix --ignore=,$(KERNEL_TESTS))
+	  $(addprefix --ignore=,$(THREADED))
 
 # The CUDA kernels as they are, their threads and instructions acted out by the CPU.
 test-on-host: $(BUILT)
