@@ -124,7 +124,7 @@ $(CUDA_TOOLS): $(INSTALLED)
 cuda-check: $(CUDA_TOOLS)
 	$(BIN)/python scripts/cuda_check.py
 
-# In Python first, then those that are compiled; on a quiet machine some 40 minutes.
+# In Python first, then those that are compiled, which takes long.
 mutants: $(BUILT)
 	$(BIN)/python scripts/mutants.py $(ARGS)
 
