@@ -30,6 +30,7 @@ from mmfast.train.timing import Timing, time_fusion
 
 LARGE_SHAPE = (8192, (2048, 768), 512)
 TIMINGS = 4  # two shapes, forward with and without backward
+MARK = ".mmfast-demo"  # in the folder that it writes: what is there, it made
 
 
 class _Steps(Listener):
@@ -76,13 +77,31 @@ def time_fusion_layer(config: Config, run: Run, on_step: Callable[[], None]) -> 
     return timings
 
 
+def claim(out: Path) -> None:
+    """Make the folder to write, or take that of an earlier demo.
+
+    Raises:
+        ValueError: it holds something else, which would be replaced.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()) and not (out / MARK).is_file():
+        raise ValueError(
+            f"--out is {out}, which holds files that mmfast demo did not make and might replace; "
+            "name a new or an empty folder, such as runs/demo"
+        )
+    (out / MARK).touch()
+
+
 def compare(config: Config, seeds: Sequence[int], out: Path, console: Console) -> dict[str, Any]:
-    """Trains, times, reports; returns what it also writes to ``out/results.json``."""
+    """Trains, times, reports; returns what it also writes to ``out/results.json``.
+
+    Raises:
+        SystemExit: SIGTERM or SIGINT ended a training.
+    """
     start = perf_counter()
     models = subsets(config)
     histories: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in models}
     accuracies: dict[str, list[float]] = {name: [] for name in models}
-    shutil.rmtree(out / "runs", ignore_errors=True)
     stages = config.train.stages or (Stage(name="train"),)
     epochs = sum(stage.epochs or config.train.epochs for stage in stages)
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn())
@@ -93,7 +112,12 @@ def compare(config: Config, seeds: Sequence[int], out: Path, console: Console) -
             for name, modalities in models.items():
                 progress.update(task, description=f"seed {seed}: {name}")
                 folder = out / "runs" / f"seed-{seed}" / name.replace(" ", "-")
+                if folder.exists():  # of an earlier demo
+                    shutil.rmtree(folder)
                 run = fit(variant(config, modalities, seed, folder), listener=steps)
+                if run.signal is not None:
+                    console.print("interrupted; what was not trained cannot be compared")
+                    raise SystemExit(128 + run.signal)
                 with threads(config.train.threads):
                     accuracies[name].append(run.evaluate()["accuracy"])
                 histories[name].append(run.progress.history)
@@ -120,11 +144,16 @@ def _summary(values: Sequence[float]) -> dict[str, object]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line of the demo; returns the exit status."""
+    """Returns 0, 1 for an error, 143 after SIGTERM and 130 after SIGINT."""
     parser = argparse.ArgumentParser(prog="mmfast demo", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("config", help="YAML file, such as examples/emoji.yaml")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="directory to write")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/demo"),
+        help="a new or an empty folder, or that of an earlier demo (default: runs/demo)",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
     options = parser.parse_intermixed_args(argv)
     if options.seeds < 1:
@@ -134,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(options.config, options.overrides)
         if config.task.type not in ("binary", "multiclass"):
             raise ValueError(f"the demo compares accuracies; the task is {config.task.type}")
-        options.out.mkdir(parents=True, exist_ok=True)
+        claim(options.out)
         console = Console()
         with warnings.catch_warnings():
             # A class may be absent from a small validation split; its AUC is then left out.

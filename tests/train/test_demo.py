@@ -1,10 +1,11 @@
 """The demo from command line to files, on a small problem."""
 
 import json
+import signal
 
 import pytest
 from PIL import Image
-from pipeline import small_config, write_config
+from pipeline import StopAt, small_config, write_config
 
 from mmfast.train import demo
 
@@ -39,6 +40,47 @@ def test_demo_writes_prints_and_repeats(tmp_path, capsys):
     assert {**one, "seconds": 0} == {**two, "seconds": 0}
     # Over itself, as a second `make demo` does.
     assert results(config, tmp_path / "one")["accuracy"] == first["accuracy"]
+
+
+@pytest.mark.parametrize("own", ["runs/mine/weights", "results.json"])
+def test_what_the_demo_did_not_make_stays(tmp_path, monkeypatch, capsys, own):
+    """--out . in a project has the folder that other runs are in."""
+    config = write_config(tmp_path, missing=False)
+    (tmp_path / own).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / own).write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    assert demo.main([str(config), "train.epochs=1", "--seeds", "1", "--out", "."]) == 1
+    told = capsys.readouterr().err
+    assert "--out is ., which holds files that mmfast demo did not make" in told
+    assert "name a new or an empty folder" in told
+    assert (tmp_path / own).read_text() == "mine"
+
+
+def test_what_others_put_beside_its_runs_stays(tmp_path):
+    config = write_config(tmp_path, missing=False)
+    mine = tmp_path / "out" / "runs" / "mine"
+    results(config, tmp_path / "out")
+    mine.mkdir()
+    results(config, tmp_path / "out")
+    assert mine.is_dir()
+
+
+def test_a_signal_ends_the_demo(tmp_path, monkeypatch, capsys):
+    """Training ends by itself at a step, with a checkpoint: the next one must not begin."""
+    trained, fit = [], demo.fit
+
+    def interrupted(config, listener):
+        trained.append(config.run.dir)
+        return fit(config, listener=StopAt(2))
+
+    monkeypatch.setattr(demo, "fit", interrupted)
+    config = write_config(tmp_path, missing=False)
+    with pytest.raises(SystemExit) as end:
+        demo.main([str(config), "train.epochs=2", "--out", str(tmp_path / "out")])
+    assert end.value.code == 128 + signal.SIGTERM
+    assert len(trained) == 1
+    assert "interrupted" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "results.json").exists()
 
 
 def test_variants_differ_in_modalities_seed_and_split_alone(tmp_path):
