@@ -1,7 +1,8 @@
 """Losses of multimodal training: contrastive in linear memory, hinge, focal, class-balanced.
 
 The contrastive loss is code of its own because its plain form needs the (N, N) matrix of all pairs,
-several times over; the others are a few lines over ``torch.nn.functional``.
+several times over; the others are a few lines over ``torch.nn.functional``. What makes the file
+long is that each says what is wrong with its arguments, which PyTorch says in terms of its own.
 """
 
 import math
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from mmfast.functional.concat_linear import concat_linear
 from mmfast.ops.concat_linear import check_dense
+from mmfast.ops.fused import check_floating, check_like, check_number
 
 __all__ = [
     "ContrastiveLoss",
@@ -167,6 +169,10 @@ def _check_pairs(a: Tensor, b: Tensor, chunk_rows: int) -> None:
         raise ValueError(
             f"a is {a.dtype} on {a.device} and b {b.dtype} on {b.device}; they must share both"
         )
+    _check_chunk(chunk_rows)
+
+
+def _check_chunk(chunk_rows: int) -> None:
     if isinstance(chunk_rows, bool) or not isinstance(chunk_rows, int) or chunk_rows < 1:
         raise ValueError(f"chunk_rows is {chunk_rows!r}; it must be an int of at least 1")
 
@@ -188,7 +194,8 @@ class ContrastiveLoss(nn.Module):
         - output: 0-d.
 
     Raises:
-        ValueError: ``temperature`` is not positive, or below 1 / 100.
+        TypeError: ``temperature`` is no number.
+        ValueError: ``temperature`` is below 1 / 100 or infinite, or ``chunk_rows`` not positive.
 
     Example:
         >>> loss = ContrastiveLoss()
@@ -204,10 +211,12 @@ class ContrastiveLoss(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not temperature >= 1 / LARGEST_SCALE:
+        check_number("temperature", temperature)
+        if not 1 / LARGEST_SCALE <= temperature < math.inf:
             raise ValueError(
-                f"temperature is {temperature!r}; it must be at least {1 / LARGEST_SCALE}"
+                f"temperature is {temperature!r}; it must be finite, at least {1 / LARGEST_SCALE}"
             )
+        _check_chunk(chunk_rows)
         self.chunk_rows = chunk_rows
         start = torch.tensor(-math.log(temperature), device=device, dtype=dtype)
         self.logit_scale = nn.Parameter(start)
@@ -252,10 +261,34 @@ def hinge_loss(
 
     Returns:
         0-d tensor, or (N,) with ``reduction="none"``.
+
+    Raises:
+        TypeError: an argument is of the wrong type or dtype.
+        ValueError: shapes, dtypes or devices do not fit, ``target`` holds no class of ``logits``,
+            ``margin`` is not finite, or ``p`` or ``reduction`` unknown.
     """
-    return F.multi_margin_loss(
-        logits, target, p=p, margin=margin, weight=weight, reduction=reduction
-    )
+    check_number("margin", margin)
+    if not abs(margin) < math.inf:
+        raise ValueError(f"margin is {margin!r}; it must be finite")
+    if isinstance(p, bool) or not isinstance(p, int) or p not in (1, 2):
+        raise ValueError(f"p is {p!r}; it must be 1 or 2")
+    _check_classes(logits, target, weight, reduction)
+    if logits.dim() != 2 or logits.shape[1] == 0:
+        raise ValueError(f"logits has shape {tuple(logits.shape)}; it must be (rows, classes)")
+    try:
+        loss = F.multi_margin_loss(
+            logits, target, p=p, margin=margin, weight=weight, reduction="none"
+        )
+    except NotImplementedError as error:
+        raise TypeError(
+            f"logits has dtype {logits.dtype}, for which there is no hinge loss on "
+            f"{logits.device}; convert it, or run under torch.autocast"
+        ) from error
+    except RuntimeError:
+        _check_range(target, logits.shape[1])
+        raise
+    # Not by its own reduction, whose mean of no rows is memory that nobody wrote to.
+    return {"none": loss, "sum": loss.sum(), "mean": loss.mean()}[reduction]
 
 
 def focal_loss(
@@ -289,17 +322,26 @@ def focal_loss(
         0-d tensor, or of the shape of ``target`` with ``reduction="none"``.
 
     Raises:
-        TypeError: ``target`` holds probabilities instead of classes.
-        ValueError: ``gamma`` is negative, or ``reduction`` unknown.
+        TypeError: an argument is of the wrong type or dtype, such as ``target`` with probabilities
+            instead of classes.
+        ValueError: shapes, dtypes or devices do not fit, ``target`` holds no class of ``logits``,
+            ``gamma`` is negative, ``label_smoothing`` out of range, or ``reduction`` unknown.
     """
-    if target.is_floating_point():
-        raise TypeError(f"target has dtype {target.dtype}; it must hold classes, torch.int64")
-    if gamma < 0:
-        raise ValueError(f"gamma is {gamma!r}; it must be at least 0")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction is {reduction!r}; it must be 'mean', 'sum' or 'none'")
+    check_number("gamma", gamma)
+    if not 0 <= gamma < math.inf:
+        raise ValueError(f"gamma is {gamma!r}; it must be at least 0, and finite")
+    check_number("label_smoothing", label_smoothing)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing is {label_smoothing!r}; it must be 0 to 1")
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index must be an int, got {type(ignore_index).__name__}")
+    _check_classes(logits, target, weight, reduction)
     options: dict[str, Any] = {"reduction": "none", "ignore_index": ignore_index}
-    nll = F.cross_entropy(logits, target, **options)
+    try:
+        nll = F.cross_entropy(logits, target, **options)
+    except (IndexError, RuntimeError):
+        _check_range(target, logits.shape[1], ignore_index)
+        raise
     loss = nll
     if weight is not None or label_smoothing:
         options.update(weight=weight, label_smoothing=label_smoothing)
@@ -315,6 +357,54 @@ def focal_loss(
     if weight is not None:
         counts = counts * weight[target.where(counts.bool(), 0)]
     return loss.sum() / counts.sum()
+
+
+def _check_classes(logits: Tensor, target: Tensor, weight: Tensor | None, reduction: str) -> None:
+    check_floating("logits", logits)
+    if logits.dim() < 2:
+        raise ValueError(
+            f"logits has shape {tuple(logits.shape)}; it must have rows and classes, (N, C, *rest)"
+        )
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a tensor, got {type(target).__name__}")
+    if target.dtype != torch.int64:
+        raise TypeError(f"target has dtype {target.dtype}; it must hold classes, torch.int64")
+    check_dense("target", target)
+    wanted = (logits.shape[0], *logits.shape[2:])
+    if tuple(target.shape) != wanted:
+        raise ValueError(
+            f"target has shape {tuple(target.shape)}; beside logits of {tuple(logits.shape)} it "
+            f"must be {wanted}, a class per row"
+        )
+    if target.device != logits.device:
+        raise ValueError(
+            f"target is on {target.device} but logits is on {logits.device}; they must share a "
+            "device (move one with .to())"
+        )
+    if weight is not None:
+        check_floating("weight", weight)
+        if logits.is_meta or not torch.is_autocast_enabled(logits.device.type):
+            check_like("weight", weight, "logits", logits)
+        if tuple(weight.shape) != (logits.shape[1],):
+            raise ValueError(
+                f"weight has shape {tuple(weight.shape)}; it must be ({logits.shape[1]},), a value "
+                "per class"
+            )
+    if not isinstance(reduction, str) or reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction is {reduction!r}; it must be 'mean', 'sum' or 'none'")
+    if not torch.compiler.is_compiling():
+        for name, x in (("logits", logits), ("target", target), ("weight", weight)):
+            if x is not None:
+                _check_memory(name, x)
+
+
+def _check_range(target: Tensor, classes: int, ignore: int | None = None) -> None:
+    """Called once something failed: looking at the values makes a GPU wait."""
+    wrong = target[((target < 0) | (target >= classes)) & (target != ignore)]
+    if wrong.numel():
+        raise ValueError(
+            f"target holds {wrong[0].item()}; it must hold classes, 0 .. {classes - 1}"
+        )
 
 
 def class_balanced_weights(
@@ -337,16 +427,20 @@ def class_balanced_weights(
         Tensor (C,). A class without examples gets 0 and is left out of the sum C.
 
     Raises:
-        ValueError: ``counts`` is not one-dimensional or holds negative numbers, or ``beta`` is out
-            of range.
+        TypeError: ``counts`` holds no numbers, ``beta`` is none, or ``dtype`` is not floating.
+        ValueError: ``counts`` is not one-dimensional or holds what is negative, infinite or NaN, or
+            ``beta`` is out of range.
 
     Example:
         >>> class_balanced_weights([900, 100], beta=0.9)
         tensor([1.0000, 1.0000])
     """
-    numbers = torch.as_tensor(counts).to(torch.float64)
-    if numbers.dim() != 1 or bool((numbers < 0).any()):
+    if not isinstance(dtype, (torch.dtype, type(None))) or (dtype and not dtype.is_floating_point):
+        raise TypeError(f"dtype is {dtype!r}; it must be a floating torch.dtype or None")
+    numbers = _numbers("counts", counts)
+    if numbers.dim() != 1 or not bool(((numbers >= 0) & (numbers < math.inf)).all()):
         raise ValueError(f"counts is {counts!r}; it must hold one number per class, at least 0")
+    check_number("beta", beta)
     if not 0 <= beta < 1:
         raise ValueError(f"beta is {beta!r}; it must be at least 0 and below 1")
     found = numbers > 0
@@ -355,3 +449,16 @@ def class_balanced_weights(
     weights = (1 / effective).where(found, 0)
     weights = weights * (found.sum() / weights.sum().clamp_min(torch.finfo(torch.float64).tiny))
     return weights.to(device=numbers.device, dtype=dtype or torch.get_default_dtype())
+
+
+def _numbers(name: str, values: Any) -> Tensor:
+    """What ``torch.as_tensor`` makes of real numbers, as float64."""
+    try:
+        found = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"{name} is {values!r}; it must hold numbers ({error})") from error
+    if found.is_complex() or found.is_meta:
+        what = f"is {'on meta' if found.is_meta else found.dtype}"
+        raise TypeError(f"{name} {what}; it must hold real numbers")
+    check_dense(name, found)
+    return found.to(torch.float64)

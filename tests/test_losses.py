@@ -3,6 +3,7 @@
 import math
 import pickle
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,13 @@ from torch import nn
 
 from mmfast import losses
 from mmfast.bench.memory import kept_bytes, peak_bytes
-from mmfast.losses import ContrastiveLoss, contrastive_loss, focal_loss, hinge_loss
+from mmfast.losses import (
+    ContrastiveLoss,
+    class_balanced_weights,
+    contrastive_loss,
+    focal_loss,
+    hinge_loss,
+)
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -222,10 +229,18 @@ def test_contrastive_module_holds_the_scale_at_100():
     assert loss.logit_scale == 7, "evaluation changes no parameter"
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, 0.001, float("nan")])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, 0.001, float("nan"), math.inf])
 def test_contrastive_module_refuses(temperature):
     with pytest.raises(ValueError, match=r"temperature is .*at least 0\.01"):
         ContrastiveLoss(temperature)
+
+
+def test_contrastive_module_refuses_what_is_no_number():
+    for temperature in ("x", None, torch.ones(2)):
+        with pytest.raises(TypeError, match="temperature must be a number, got"):
+            ContrastiveLoss(temperature)
+    with pytest.raises(ValueError, match="chunk_rows is 'x'"):
+        ContrastiveLoss(chunk_rows="x")
 
 
 def test_contrastive_learns():
@@ -317,14 +332,76 @@ def test_focal_of_certain_predictions(gamma):
     torch.testing.assert_close(logits.grad[1], torch.tensor([-0.5, 0.5]))
 
 
-def test_focal_refuses():
-    logits = torch.randn(2, 3)
-    with pytest.raises(TypeError, match=r"target has dtype torch\.float32"):
-        focal_loss(logits, torch.rand(2, 3))
-    with pytest.raises(ValueError, match="gamma is -1"):
-        focal_loss(logits, torch.tensor([0, 1]), -1)
-    with pytest.raises(ValueError, match="reduction is 'median'"):
-        focal_loss(logits, torch.tensor([0, 1]), reduction="median")
+Z, Y = torch.ones(2, 3), torch.tensor([0, 2])
+ANY = [  # of hinge_loss and focal_loss
+    ({"logits": None}, TypeError, "logits must be a tensor, got NoneType"),
+    ({"logits": [[1.0] * 3] * 2}, TypeError, "logits must be a tensor, got list"),
+    ({"logits": numpy.ones((2, 3))}, TypeError, "logits must be a tensor, got ndarray"),
+    ({"logits": Z.long()}, TypeError, r"logits has dtype torch\.int64; it must be float32"),
+    ({"logits": Z.to_sparse()}, TypeError, r"logits has layout torch\.sparse_coo"),
+    ({"logits": Z.to("meta")}, ValueError, "target is on cpu but logits is on meta"),
+    ({"logits": Z[0]}, ValueError, r"logits has shape \(3,\)"),
+    ({"target": [0, 2]}, TypeError, "target must be a tensor, got list"),
+    ({"target": Y.float()}, TypeError, r"target has dtype torch\.float32; it must hold classes"),
+    ({"target": Y.int()}, TypeError, r"target has dtype torch\.int32; it must hold classes"),
+    ({"target": Y[:1]}, ValueError, r"target has shape \(1,\); .* must be \(2,\)"),
+    ({"target": Y.to_sparse()}, TypeError, r"target has layout torch\.sparse_coo"),
+    ({"target": Y + 1}, ValueError, r"target holds 3; it must hold classes, 0 \.\. 2"),
+    ({"target": Y - 1}, ValueError, r"target holds -1; it must hold classes, 0 \.\. 2"),
+    ({"weight": [1.0] * 3}, TypeError, "weight must be a tensor, got list"),
+    ({"weight": torch.ones(2)}, ValueError, r"weight has shape \(2,\); it must be \(3,\)"),
+    ({"weight": torch.ones(3).double()}, ValueError, "weight has dtype torch.float64 but logits"),
+    ({"weight": torch.ones(3, device="meta")}, ValueError, "weight is on meta but logits"),
+    ({"reduction": "median"}, ValueError, "reduction is 'median'; it must be 'mean'"),
+    ({"reduction": numpy.ones(2)}, ValueError, "reduction is array"),
+]
+HINGE = [
+    ({"logits": Z[:, :0]}, ValueError, r"logits has shape \(2, 0\); it must be \(rows, classes\)"),
+    ({"logits": Z.half()}, TypeError, "logits has dtype torch.float16, for which there is no"),
+    ({"margin": "1"}, TypeError, "margin must be a number, got str"),
+    ({"margin": torch.ones(2)}, TypeError, "margin must be a number, got Tensor"),
+    ({"margin": math.nan}, ValueError, "margin is nan; it must be finite"),
+    ({"p": 3}, ValueError, "p is 3; it must be 1 or 2"),
+    ({"p": None}, ValueError, "p is None; it must be 1 or 2"),
+]
+FOCAL = [
+    ({"gamma": "2"}, TypeError, "gamma must be a number, got str"),
+    ({"gamma": torch.ones(2)}, TypeError, "gamma must be a number, got Tensor"),
+    ({"gamma": -1}, ValueError, "gamma is -1; it must be at least 0"),
+    ({"gamma": math.nan}, ValueError, "gamma is nan; it must be at least 0"),
+    ({"label_smoothing": None}, TypeError, "label_smoothing must be a number, got NoneType"),
+    ({"label_smoothing": 1.5}, ValueError, "label_smoothing is 1.5; it must be 0 to 1"),
+    ({"ignore_index": 0.5}, TypeError, "ignore_index must be an int, got float"),
+]
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "exception", "message"),
+    [
+        *((hinge_loss, *case) for case in ANY + HINGE),
+        *((focal_loss, *case) for case in ANY + FOCAL),
+    ],
+)
+def test_hinge_and_focal_refuse(function, options, exception, message):
+    given = {"logits": Z, "target": Y, **options}
+    with pytest.raises(exception, match=message):
+        function(**given)
+
+
+@pytest.mark.parametrize("function", [hinge_loss, focal_loss])
+def test_hinge_and_focal_refuse_freed_memory(function):
+    freed = torch.ones(2, 3)
+    freed.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="logits has elements but no memory"):
+        function(freed, Y)
+
+
+@pytest.mark.parametrize("function", [hinge_loss, focal_loss])
+def test_hinge_and_focal_without_rows(function):
+    rows = Z[:0], Y[:0]
+    assert function(*rows).isnan(), "as any mean of nothing"
+    assert function(*rows, reduction="sum") == 0
+    assert function(*rows, reduction="none").shape == (0,)
 
 
 @pytest.mark.parametrize("name", ["hinge_loss", "focal_loss"])
@@ -346,31 +423,49 @@ def test_class_balanced_weights():
     counts, beta = [1000, 100, 10, 1], 0.99
     raw = [(1 - beta) / (1 - beta**n) for n in counts]
     expected = torch.tensor([4 * w / sum(raw) for w in raw])
-    torch.testing.assert_close(losses.class_balanced_weights(counts, beta), expected)
-    found = losses.class_balanced_weights(torch.tensor(counts), beta, torch.float64)
+    torch.testing.assert_close(class_balanced_weights(counts, beta), expected)
+    found = class_balanced_weights(torch.tensor(counts), beta, torch.float64)
     torch.testing.assert_close(found, expected.double(), rtol=1e-6, atol=0)
-    equal = losses.class_balanced_weights(counts, 0.0)
+    equal = class_balanced_weights(counts, 0.0)
     assert equal.tolist() == [1, 1, 1, 1]
 
 
 def test_class_balanced_weights_towards_inverse_frequency():
-    found = losses.class_balanced_weights([400, 100], 1 - 1e-12, torch.float64)
+    found = class_balanced_weights([400, 100], 1 - 1e-12, torch.float64)
     torch.testing.assert_close(found, torch.tensor([0.4, 1.6]).double(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.9])
 def test_classes_without_examples(beta):
-    assert losses.class_balanced_weights([5, 0, 5], beta).tolist() == [1, 0, 1]
-    assert losses.class_balanced_weights([0, 0], beta).tolist() == [0, 0]
+    assert class_balanced_weights([5, 0, 5], beta).tolist() == [1, 0, 1]
+    assert class_balanced_weights([0, 0], beta).tolist() == [0, 0]
 
 
-def test_class_balanced_weights_refuse():
-    with pytest.raises(ValueError, match="at least 0"):
-        losses.class_balanced_weights([3, -1])
-    with pytest.raises(ValueError, match="one number per class"):
-        losses.class_balanced_weights(torch.ones(2, 2))
-    with pytest.raises(ValueError, match=r"beta is 1\.0"):
-        losses.class_balanced_weights([3, 1], 1.0)
+@pytest.mark.parametrize(
+    ("options", "exception", "message"),
+    [
+        ({"counts": [3, -1]}, ValueError, "counts is .*at least 0"),
+        ({"counts": [3, math.nan]}, ValueError, "counts is .*at least 0"),
+        ({"counts": [3, math.inf]}, ValueError, "counts is .*at least 0"),
+        ({"counts": torch.ones(2, 2)}, ValueError, "one number per class, at least 0"),
+        ({"counts": 3}, ValueError, "counts is 3; it must hold one number per class"),
+        ({"counts": None}, TypeError, "counts is None; it must hold numbers"),
+        ({"counts": "3"}, TypeError, "counts is '3'; it must hold numbers"),
+        ({"counts": [3, "x"]}, TypeError, "counts is .*it must hold numbers"),
+        ({"counts": [[3], [1, 2]]}, TypeError, "counts is .*it must hold numbers"),
+        ({"counts": torch.ones(2).cfloat()}, TypeError, "counts is torch.complex64"),
+        ({"counts": torch.ones(2, device="meta")}, TypeError, "counts is on meta"),
+        ({"counts": torch.ones(2).to_sparse()}, TypeError, "counts has layout"),
+        ({"beta": 1.0}, ValueError, r"beta is 1\.0"),
+        ({"beta": math.nan}, ValueError, "beta is nan"),
+        ({"beta": "x"}, TypeError, "beta must be a number, got str"),
+        ({"dtype": torch.int64}, TypeError, "dtype is torch.int64; it must be a floating"),
+        ({"dtype": "float32"}, TypeError, "dtype is 'float32'; it must be a floating"),
+    ],
+)
+def test_class_balanced_weights_refuse(options, exception, message):
+    with pytest.raises(exception, match=message):
+        class_balanced_weights(**{"counts": [3, 1], **options})
 
 
 def test_contrastive_loss_used_twice_before_backward():

@@ -5,6 +5,7 @@ where it is traced, and :class:`FusedFunction` over the overload without an auto
 eager mode.
 """
 
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -222,6 +223,18 @@ def check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
             f"{name} is on {x.device} but {other_name} is on {other.device}; they must share a "
             "device (move one with .to())"
         )
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is a bool: what else is true in Python says nothing."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+
+
+def check_number(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is a real number; a tensor is none."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 
 
 def _check_grads(grads: Sequence[Tensor | None], results: Sequence[Tensor]) -> None:
