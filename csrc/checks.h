@@ -61,7 +61,7 @@ void check_floating(const torch::stable::Tensor& t, const Name& name) {
                   "; it must be float32, float64, bfloat16 or float16");
 }
 
-// A tensor may outlive its memory: storages can be resized to nothing.
+// A tensor may outlive its memory: storages can be resized, to nothing or to less than it spans.
 template <typename Name>
 void check_storage(const torch::stable::Tensor& t, const Name& name) {
   int32_t device = 0;
@@ -71,9 +71,15 @@ void check_storage(const torch::stable::Tensor& t, const Name& name) {
   }
   int64_t bytes = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &bytes));
-  STD_TORCH_CHECK(
-      bytes > 0, name(),
-      " has elements but no memory: its storage was freed; compute with it before that");
+  const auto sizes = t.sizes();
+  const auto strides = t.strides();
+  int64_t end = t.storage_offset() + 1;
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    end += (sizes[d] - 1) * strides[d];
+  }
+  STD_TORCH_CHECK(bytes >= end * static_cast<int64_t>(t.element_size()), name(),
+                  " has elements without memory: its storage was freed or shrunk; compute with it "
+                  "before that");
 }
 
 template <typename Name, typename Reference>

@@ -18,6 +18,7 @@ from operator_calls import CALLS, SMALL
 
 ITERATIONS = 10_000
 WARM_UP = 10
+TRIES = 3
 
 
 class Mallinfo2(ctypes.Structure):
@@ -64,9 +65,13 @@ def main(iterations: int) -> int:
     leaking = []
     for name in CALLS:
         rounds = iterations if name in SMALL else max(20, iterations // 50)
-        found = growth(name, rounds)
-        # A leak is of one object per iteration at least: 16 bytes, and hundreds for a tensor.
-        if found.heap > max(8 * rounds, 4096) or found.blocks > max(rounds // 2, 40):
+        # What leaks does so every time; a cache that fills, or another thread's memory, does not.
+        for _ in range(TRIES):
+            found = growth(name, rounds)
+            # A leak is of one object per iteration at least: 16 bytes, and hundreds for a tensor.
+            if found.heap <= max(8 * rounds, 4096) and found.blocks <= max(rounds // 2, 40):
+                break
+        else:
             leaking.append(name)
         figures = f"{found.heap:9} bytes {found.blocks:6} blocks {found.resident:9} resident"
         print(f"{name:44}{rounds:6} iterations {figures}", flush=True)
