@@ -18,18 +18,15 @@ has the columns ``image``, ``audio``, ``label``, ``split`` (train, test), ``spea
 
 from __future__ import annotations
 
-import argparse
-import csv
 import gzip
 import io
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import soundfile
-from packages import FOLDER, ROOT, PackageError, debian_package, member, wheel
+from packages import PackageError, Row, command, debian_package, member, wheel, write_table
 from PIL import Image
 from rich.progress import track
 
@@ -130,7 +127,7 @@ def disguised(samples: np.ndarray, seed: int) -> np.ndarray:
     return np.rint(mixed / np.abs(mixed).max() * 32000).astype(np.int16)
 
 
-def build(packages: Path, out: Path, every: int = 1) -> list[dict[str, str]]:
+def build(packages: Path, out: Path, every: int = 1) -> list[Row]:
     """Writes the data set to `out`, of all images or each `every`th; returns the rows."""
     images, digits = written(wheel(WRITTEN, packages))
     test = is_test(digits)
@@ -157,29 +154,19 @@ def build(packages: Path, out: Path, every: int = 1) -> list[dict[str, str]]:
         sound = disguised(said[digits[index]], seed=index)
         soundfile.write(out / row["audio"], sound, RATE, subtype="PCM_16")
         rows.append(row)
-    # Last: where there is a table, everything that it names is there.
-    with (out / "table.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(out, FIELDS, rows)
     return rows
+
+
+def told(rows: Sequence[Row]) -> str:
+    """How many there are."""
+    tests = sum(row["split"] == "test" for row in rows)
+    return f"{len(rows)} pairs, {tests} of them for the test"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "avmnist")
-    parser.add_argument("--packages", type=Path, default=FOLDER, help="where packages are kept")
-    parser.add_argument("--every", type=int, default=1, help="take each Nth image only")
-    options = parser.parse_args(argv)
-    try:
-        rows = build(options.packages, options.out, options.every)
-    except PackageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    tests = sum(row["split"] == "test" for row in rows)
-    print(f"{options.out / 'table.csv'}: {len(rows)} pairs, {tests} of them for the test")
-    return 0
+    return command("avmnist", __doc__, "image", build, told, argv)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,7 @@ No feature is learned. The same package gives the same bytes, up to the rounding
 
 from __future__ import annotations
 
-import argparse
-import csv
 import re
-import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from build_tuxpaint import PACKAGE, STAMPS
-from packages import FOLDER, ROOT, PackageError, debian_package
+from packages import PackageError, Row, command, debian_package, write_table
 from rich.progress import track
 
 FIELDS = ("words", "spanish", "russian", "seconds", "group")
@@ -77,7 +74,7 @@ def recording(text: Path, language: str) -> Path:
     return text.with_name(f"{text.stem}_desc_{language}.ogg")
 
 
-def add(text: Path, folder: Path, out: Path) -> dict[str, str]:
+def add(text: Path, folder: Path, out: Path) -> Row:
     """Writes the features of one description to `out`; returns its row."""
     name = text.relative_to(folder).with_suffix("")
     said = text.read_text("utf-8").splitlines()[0].strip()
@@ -96,8 +93,9 @@ def add(text: Path, folder: Path, out: Path) -> dict[str, str]:
     return row
 
 
-def build(folder: Path, out: Path, every: int = 1) -> list[dict[str, str]]:
-    """Writes the data set of the stamps in `folder`, all or each `every`th; returns the rows."""
+def build(packages: Path, out: Path, every: int = 1) -> list[Row]:
+    """Writes the data set to `out`, of all descriptions or each `every`th; returns the rows."""
+    folder = debian_package(PACKAGE, packages) / STAMPS
     found = sorted(
         (text for text in folder.rglob("*.txt") if recording(text, TARGET).exists()),
         key=lambda path: path.relative_to(folder).parts,
@@ -105,31 +103,20 @@ def build(folder: Path, out: Path, every: int = 1) -> list[dict[str, str]]:
     if not found:
         raise PackageError(f"{folder} holds no recordings; remove it and start again.")
     rows = [add(text, folder, out) for text in track(found, description="descriptions")]
-    # Last: where there is a table, everything that it names is there.
-    with (out / "table.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(out, FIELDS, rows)
     return rows
+
+
+def told(rows: Sequence[Row]) -> str:
+    """How many there are, and how many lack what."""
+    missing = {voice: sum(not row[voice] for row in rows) for voice in VOICES}
+    from_each = " and ".join(f"{voice} from {count}" for voice, count in missing.items())
+    return f"{len(rows)} descriptions; missing: {from_each}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "mosi_like")
-    parser.add_argument("--packages", type=Path, default=FOLDER, help="where packages are kept")
-    parser.add_argument("--every", type=int, default=1, help="take each Nth description only")
-    options = parser.parse_args(argv)
-    try:
-        folder = debian_package(PACKAGE, options.packages) / STAMPS
-        rows = build(folder, options.out, options.every)
-    except PackageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    missing = {voice: sum(not row[voice] for row in rows) for voice in VOICES}
-    told = " and ".join(f"{voice} from {count}" for voice, count in missing.items())
-    print(f"{options.out / 'table.csv'}: {len(rows)} descriptions; missing: {told}")
-    return 0
+    return command("mosi_like", __doc__, "description", build, told, argv)
 
 
 if __name__ == "__main__":

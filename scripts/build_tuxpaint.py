@@ -16,15 +16,12 @@ The same package and the same version of resvg-py give the same bytes.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import shutil
 import struct
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from packages import FOLDER, ROOT, PackageError, debian_package
+from packages import PackageError, Row, command, debian_package, write_table
 from rich.progress import track
 
 PACKAGE = "tuxpaint-stamps-default"
@@ -81,7 +78,7 @@ def render(drawing: Path) -> bytes:
     return png if height <= width else resvg_py.svg_to_bytes(height=RENDERED, **options)
 
 
-def add(text: Path, drawing: Path, stamps_folder: Path, out: Path) -> dict[str, str]:
+def add(text: Path, drawing: Path, stamps_folder: Path, out: Path) -> Row:
     """Copies one stamp to `out`; returns its row."""
     name = text.relative_to(stamps_folder).with_suffix("")
     image = out / "images" / name.parent / f"{name.name}.png"
@@ -102,36 +99,26 @@ def add(text: Path, drawing: Path, stamps_folder: Path, out: Path) -> dict[str, 
     }
 
 
-def build(folder: Path, out: Path, every: int = 1) -> list[dict[str, str]]:
-    """Writes the data set of the stamps in `folder`, all or each `every`th; returns the rows."""
+def build(packages: Path, out: Path, every: int = 1) -> list[Row]:
+    """Writes the data set to `out`, of all stamps or each `every`th; returns the rows."""
+    folder = debian_package(PACKAGE, packages) / STAMPS
     found = list(stamps(folder))[::every]
     if not found:
         raise PackageError(f"{folder} holds no stamps; remove it and start again.")
     rows = [add(*stamp, folder, out) for stamp in track(found, description="stamps")]
-    # Last: where there is a table, everything that it names is there.
-    with (out / "table.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(out, FIELDS, rows)
     return rows
+
+
+def told(rows: Sequence[Row]) -> str:
+    """How many there are."""
+    spoken = sum(bool(row["speech"]) for row in rows)
+    return f"{len(rows)} stamps, {spoken} of them spoken"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "tuxpaint")
-    parser.add_argument("--packages", type=Path, default=FOLDER, help="where packages are kept")
-    parser.add_argument("--every", type=int, default=1, help="take each Nth stamp only")
-    options = parser.parse_args(argv)
-    try:
-        folder = debian_package(PACKAGE, options.packages) / STAMPS
-        rows = build(folder, options.out, options.every)
-    except PackageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    spoken = sum(bool(row["speech"]) for row in rows)
-    print(f"{options.out / 'table.csv'}: {len(rows)} stamps, {spoken} of them spoken")
-    return 0
+    return command("tuxpaint", __doc__, "stamp", build, told, argv)
 
 
 if __name__ == "__main__":

