@@ -20,6 +20,7 @@ import json
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from datetime import date
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -34,6 +35,7 @@ from rich.progress import track
 from rich.table import Table as Printed
 
 from mmfast.data import Table, group_numbers
+from mmfast.doctor import examine
 from mmfast.nn import list_fusions
 from mmfast.plugins import Batch
 from mmfast.train import Config, Run, fit, load_config
@@ -286,6 +288,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "command": " ".join(["python", "scripts/recipe_figures.py", *(argv or sys.argv[1:])]),
             "seeds": options.seeds,
             "folds": config.data.split.folds if name in FOLDS else None,
+            "date": date.today().isoformat(),
+            "machine": examine()["machine"],
             "torch": torch.__version__,
             "elapsed_s": round(perf_counter() - start),
             "config": config.model_dump(mode="json"),
