@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mmfast.functional.common import broadcast, call
 from mmfast.ops.attention_pool import operator
+from mmfast.ops.fused import check_flag
 
 
 def attention_pool(
@@ -67,5 +68,6 @@ def attention_pool(
     scale = (
         1 / temperature if temperature else 1 / math.sqrt(max(1, inputs[0].shape[-1] / num_heads))
     )
+    check_flag("return_weights", return_weights)
     pooled, weights = call(operator, [*inputs, query], present, (num_heads, scale))
     return (pooled, weights) if return_weights else pooled

@@ -10,6 +10,7 @@ from mmfast.functional.common import autocast, transformed
 from mmfast.ops import joined_attention as _joined
 from mmfast.ops import multi_source_attention as _op
 from mmfast.ops.concat_linear import check_dense
+from mmfast.ops.fused import check_flag
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -87,6 +88,7 @@ def multi_source_attention(
         scale = 1 / math.sqrt(query.shape[-1]) if query.shape[-1] else 1.0
     elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise TypeError(f"scale must be a number or None, got {type(scale).__name__}")
+    check_flag("enable_gqa", enable_gqa)
     arguments = (query, keys, values, wanted_masks, present, causal)
     if transformed():
         return _joined.plain(*_joined_arguments(*arguments), scale=scale)

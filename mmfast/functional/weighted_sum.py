@@ -52,7 +52,11 @@ def weighted_sum(
     shape = inputs[0].shape
     if per is None:
         per = _per(weights, shape, len(inputs))
-    if per == "row" and not same_shape(weights.shape, (*shape[:-1], len(inputs))):
+    if (
+        isinstance(per, str)
+        and per == "row"
+        and not same_shape(weights.shape, (*shape[:-1], len(inputs)))
+    ):
         weights = _expanded(weights, (*shape[:-1], len(inputs)))
     return call(operator, [*inputs, weights], present, (per, normalize))  # type: ignore
 

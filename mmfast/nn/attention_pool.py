@@ -8,6 +8,7 @@ from mmfast.nn.concat_linear import ConcatLinear
 from mmfast.nn.fusion import Fusion, Inputs, Sizes, check_size, without_absent
 from mmfast.nn.projections import project, projections
 from mmfast.nn.weighted_sum import softmax_present
+from mmfast.ops.fused import check_flag
 
 
 class AttentionPool(Fusion):
@@ -162,6 +163,7 @@ class AttentionFusion(Fusion):
         self, inputs: Inputs, present: Tensor | None = None, return_weights: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Join ``inputs``; see the class for shapes."""
+        check_flag("return_weights", return_weights)
         tensors, present = self.ordered(inputs, present)
         tensors = without_absent(tensors, present)
         weights = softmax_present(self.attention(tensors), present)

@@ -16,6 +16,7 @@ from mmfast.nn.fusion import (
     without_absent,
 )
 from mmfast.ops.concat_linear import check_activation, check_arguments, check_index_range
+from mmfast.ops.fused import check_flag
 
 Index = Sequence[Tensor | None] | Mapping[str, Tensor | None]
 
@@ -64,6 +65,7 @@ class ConcatLinear(Fusion):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features)
+        check_flag("bias", bias)
         check_activation(activation)
         self.activation = activation
         shape = (out_features, sum(self.in_features))

@@ -1,6 +1,7 @@
 """FiLM: one modality scaled and shifted by what the others say."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +103,9 @@ class FiLM(Fusion):
         count = len(self.in_features)
         if condition is None:
             return tuple(range(1, count))
-        given = [condition] if isinstance(condition, (int, str)) else list(condition)
+        given: list[Any] = [condition]
+        if not isinstance(condition, str) and isinstance(condition, Sequence):
+            given = list(condition)
         known: list[Name] = [*range(count), *(self.names or ())]
         for name in given:
             if not isinstance(name, (int, str)) or isinstance(name, bool) or name not in known:

@@ -7,6 +7,7 @@ from mmfast import functional
 from mmfast.nn.fusion import Fusion, Inputs, Sizes, without_absent
 from mmfast.nn.weighted_sum import softmax_present
 from mmfast.ops.concat_linear import batch_shape
+from mmfast.ops.fused import check_flag
 
 
 class LateFusion(Fusion):
@@ -38,7 +39,7 @@ class LateFusion(Fusion):
     Raises:
         ValueError: no inputs or a negative size; in ``forward``, inputs whose number, names or
             sizes do not fit.
-        TypeError: in ``forward``, an argument of the wrong type.
+        TypeError: ``weighted`` is no bool; in ``forward``, an argument of the wrong type.
 
     Example:
         >>> layer = LateFusion({"image": 512, "text": 300}, 10, weighted=True)
@@ -57,6 +58,7 @@ class LateFusion(Fusion):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features)
+        check_flag("weighted", weighted)
         self.heads = nn.ModuleList(
             nn.Linear(size, out_features, device=device, dtype=dtype) for size in self.in_features
         )

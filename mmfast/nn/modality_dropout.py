@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mmfast.nn.fusion import Inputs
 from mmfast.ops.concat_linear import batch_shape
+from mmfast.ops.fused import check_flag
 
 
 class ModalityDropout(nn.Module):
@@ -34,7 +35,7 @@ class ModalityDropout(nn.Module):
 
     Raises:
         ValueError: p is no probability; ``inputs`` or ``present`` have shapes that do not fit.
-        TypeError: ``inputs`` holds no tensors, or ``present`` is not bool.
+        TypeError: ``inputs`` holds no tensors, ``present`` or ``at_least_one`` is not bool.
 
     Example:
         >>> dropout = ModalityDropout(0.3)
@@ -47,6 +48,7 @@ class ModalityDropout(nn.Module):
         super().__init__()
         if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1:
             raise ValueError(f"p is {p!r}; it must be a probability, 0 to 1")
+        check_flag("at_least_one", at_least_one)
         self.p = p
         self.at_least_one = at_least_one
 

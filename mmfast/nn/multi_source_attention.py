@@ -13,6 +13,7 @@ from mmfast.nn.tokens import (
     masked_mean,
     split_heads,
 )
+from mmfast.ops.fused import check_flag
 
 
 class CrossAttentionFusion(TokenFusion):
@@ -77,6 +78,7 @@ class CrossAttentionFusion(TokenFusion):
         if count < 2:
             raise ValueError("in_features has 1 modality; give the asking one and at least another")
         self.query = _position(query, self.names, count)
+        check_flag("pool", pool)
         self.pool = pool
         self.others = [m for m in range(count) if m != self.query]
         asking, size = self.in_features[self.query], out_features
@@ -176,6 +178,7 @@ class SequenceFusion(TokenFusion):
     ) -> None:
         super().__init__(in_features, out_features, num_heads)
         self.num_layers = check_size("num_layers", num_layers, 1)
+        check_flag("pool", pool)
         self.pool = pool
         self.embed = nn.ModuleList(
             nn.Linear(k, out_features, device=device, dtype=dtype) for k in self.in_features

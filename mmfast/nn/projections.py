@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmfast.nn.fusion import without_absent
+from mmfast.ops.fused import check_flag
 
 
 def projections(
@@ -27,8 +28,11 @@ def projections(
         dtype: of the parameters.
 
     Raises:
+        TypeError: ``project`` is neither a bool nor None.
         ValueError: ``project`` is False and a K_m differs from N.
     """
+    if project is not None:
+        check_flag("project", project)
     if project is False and any(size != out_features for size in in_features):
         raise ValueError(
             f"in_features holds {list(in_features)} but out_features is {out_features}; with "

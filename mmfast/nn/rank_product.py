@@ -8,6 +8,7 @@ from mmfast import functional
 from mmfast.nn.concat_linear import ConcatLinear
 from mmfast.nn.fusion import Fusion, Inputs, Sizes, check_size, without_absent
 from mmfast.nn.projections import project, projections
+from mmfast.ops.fused import check_number
 
 Device = torch.device | str | None
 
@@ -356,6 +357,7 @@ class MFB(Fusion):
     ) -> None:
         super().__init__(in_features, out_features)
         self.factors = check_size("factors", factors, 1)
+        check_number("eps", eps)
         if not eps > 0:
             raise ValueError(f"eps is {eps!r}; it must be greater than 0")
         self.eps = eps

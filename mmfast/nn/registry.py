@@ -33,7 +33,8 @@ def create_fusion(name: str, in_features: Sizes, out_features: int, **options: A
     Raises:
         ValueError: the name is unknown, two distributions claim it, or ``MMFAST_PLUGINS`` does not
             allow it.
-        TypeError: an option that the fusion does not take, or one that it needs is missing.
+        TypeError: an option that the fusion does not take or that is of the wrong type, or one that
+            it needs is missing.
         mmfast.plugins.PluginLoadError: a plugin cannot be loaded.
 
     Example:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mmfast.functional.tensor_fusion import tensor_fusion
 from mmfast.nn.fusion import Fusion, Inputs, Sizes
+from mmfast.ops.fused import check_flag
 
 
 class TensorFusion(Fusion):
@@ -41,7 +42,7 @@ class TensorFusion(Fusion):
     Raises:
         ValueError: no inputs or a negative size; in ``forward``, inputs whose number, names or
             sizes do not fit.
-        TypeError: in ``forward``, an argument of the wrong type or dtype.
+        TypeError: ``bias`` is no bool; in ``forward``, an argument of the wrong type or dtype.
 
     Example:
         >>> layer = TensorFusion({"image": 32, "text": 16}, 4)
@@ -61,6 +62,7 @@ class TensorFusion(Fusion):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features)
+        check_flag("bias", bias)
         width = math.prod(size + 1 for size in self.in_features)
         self.weight = nn.Parameter(torch.empty(out_features, width, device=device, dtype=dtype))
         if bias:

@@ -66,7 +66,7 @@ class WeightedSum(Fusion):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(in_features, out_features)
-        if weights not in WEIGHTS:
+        if not isinstance(weights, str) or weights not in WEIGHTS:
             raise ValueError(f"weights is {weights!r}; it must be one of {', '.join(WEIGHTS)}")
         self.weights = weights
         count = len(self.in_features)

@@ -162,7 +162,7 @@ def check_dense(name: str, x: Tensor) -> None:
 
 def check_activation(activation: str) -> None:
     """Raise ValueError unless ``activation`` is one of :data:`ACTIVATIONS`."""
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(
             f"activation is {activation!r}; it must be one of {', '.join(ACTIVATIONS)}"
         )

@@ -14,11 +14,12 @@ PER = ("modality", "feature", "row")
 
 def _check(tensors: Sequence[Tensor], present: Tensor | None, options: Options) -> None:
     *inputs, weights = tensors
-    per, _ = options
+    per, normalize = options
+    fused.check_flag("normalize", normalize)
     fused.check_tensors("inputs", inputs)
     fused.check_floating("weights", weights)
     fused.check_like("weights", weights, "inputs[0]", inputs[0])
-    if per not in PER:
+    if not isinstance(per, str) or per not in PER:
         raise ValueError(f"per is {per!r}; it must be one of {', '.join(PER)}")
     batch, cols = inputs[0].shape[:-1], inputs[0].shape[-1]
     shapes = {

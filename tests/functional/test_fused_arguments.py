@@ -1,5 +1,6 @@
 """weighted_sum, attention_pool, gated_sum, rank_product: what they say about wrong arguments."""
 
+import numpy
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -156,6 +157,25 @@ WRONG = {
         ["per is 'column'; it must be one of modality, feature, row"],
     ),
     ("weighted_sum", "per is a number"): (([X, Y], W), {"per": 1}, ValueError, ["per is 1"]),
+    ("weighted_sum", "per is an array"): (
+        ([X, Y], W),
+        {"per": numpy.ones(2)},
+        ValueError,
+        [r"per is array\(.*; it must be one of modality, feature, row"],
+    ),
+    **{
+        (operator, f"{option} is a {type(value).__name__}"): (
+            GOOD[operator],
+            {option: value},
+            TypeError,
+            [f"{option} must be a bool, got {type(value).__name__}"],
+        )
+        for operator, option in (
+            ("weighted_sum", "normalize"),
+            ("attention_pool", "return_weights"),
+        )
+        for value in (W, "yes", [True])
+    },
     ("weighted_sum", "dtype"): (
         ([X, Y], W.double()),
         {},

@@ -1,8 +1,11 @@
 """mmfast.nn.registry: names, options, and the plugins of other distributions."""
 
 import functools
+import inspect
+import math
 import sys
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -105,6 +108,27 @@ def test_unknown_option():
         create_fusion("concat", [3], 4, activaton="relu")
     with pytest.raises(TypeError, match=r"'late' has no option 'xyzzy'; it takes weighted"):
         create_fusion("late", [3], 4, xyzzy=1)
+
+
+WRONG = {
+    "a tensor": torch.ones(2),
+    "a tensor on meta": torch.ones((), device="meta"),
+    "an array": numpy.ones(2),
+    "a str": "xyzzy",
+    "lists": [[1, 2], [3]],
+    "NaN": math.nan,
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_value_is_told_by_the_name_of_its_option(name, wrong):
+    factory = registry.FUSIONS.load(registry.FUSIONS.find(name))
+    for option in inspect.signature(factory).parameters:
+        if option in ("in_features", "out_features", "device", "dtype"):
+            continue
+        with pytest.raises((TypeError, ValueError), match=rf"\b{option} (is|must be|holds) "):
+            create_fusion(name, [6, 4], 4, **{**NEEDED.get(name, {}), option: WRONG[wrong]})
 
 
 def test_missing_option():

@@ -61,6 +61,7 @@ WRONG = {
     "causal": ((Q, [K], [V]), {"is_causal": 1}, TypeError, "is_causal is 1; it must be a bool"),
     "causal list": ((Q, [K], [V]), {"is_causal": [1]}, TypeError, r"is_causal is \[1\]"),
     "causal each": ((Q, [K], [V]), {"is_causal": [True, True]}, ValueError, "is_causal has 2"),
+    "gqa": ((Q, [K], [V]), {"enable_gqa": 1}, TypeError, "enable_gqa must be a bool, got int"),
     "scale": ((Q, [K], [V]), {"scale": "1"}, TypeError, "scale must be a number or None, got str"),
 }
 
