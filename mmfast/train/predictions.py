@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from mmfast.data import Table, group_numbers
+from mmfast.data.files import check_header
 from mmfast.plugins import Features
 from mmfast.train.checkpoint import CheckpointError
 from mmfast.train.multimodal import encode
@@ -290,6 +291,8 @@ def _stamp(digest: str, source: str) -> dict[str, Any]:
 def _stored(path: Path, digest: str) -> Predictions | None:
     """What is stored, if it is of this checkpoint and the table is as it was."""
     try:
+        with path.open("rb") as start:
+            check_header(start.read(8))
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["mmfast"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

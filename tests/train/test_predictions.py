@@ -7,6 +7,7 @@ import pytest
 import torch
 from pipeline import small_config
 
+from mmfast.data.files import MAX_HEADER
 from mmfast.train import predictions
 from mmfast.train.checkpoint import CheckpointError
 from mmfast.train.predictions import FILE, compute, predictions_of
@@ -93,6 +94,15 @@ def cut_file(run):
     path.write_bytes(path.read_bytes()[:-10])
 
 
+def lengthen_header(run):
+    """The file is whole, but its header is more JSON than a stranger's file may hold."""
+    path = run.path / FILE
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + size].ljust(MAX_HEADER + 1)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + size :])
+
+
 def touch_table(run):
     table = run.path.parent / "table.jsonl"
     os.utime(table, ns=(0, table.stat().st_mtime_ns + 1_000_000))
@@ -103,7 +113,9 @@ def another_checkpoint(run):
     manifest.write_text(manifest.read_text() + "\n")
 
 
-@pytest.mark.parametrize("change", [spoil_file, cut_file, touch_table, another_checkpoint])
+@pytest.mark.parametrize(
+    "change", [spoil_file, cut_file, lengthen_header, touch_table, another_checkpoint]
+)
 def test_and_again_after_a_change(run, change, monkeypatch):
     predictions_of(run.path)
     change(run)
