@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmfast.train.predictions import About, Predictions
-from mmfast.train.tasks import RECALL_AT, _ranks
+from mmfast.train.tasks import RECALL_AT, _ranks, log_odds
 
 Array = NDArray[np.float64]
 Measure = Callable[[Array], Array]
@@ -141,8 +141,10 @@ class Scores:
     def _orders(self) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
         """By class, the rows from the highest score down, and where each run of equal ones ends."""
         found = []
-        # A sigmoid keeps the order, but torch's gives equal logits unequal ends.
-        ranked = self.scores if self.about.kind == "multiclass" else self.logits
+        # By what the probabilities are made of: they end at 1, which two logits may both come to.
+        ranked = self.logits
+        if self.about.kind == "multiclass":
+            ranked = log_odds(torch.from_numpy(ranked)).numpy()
         for scores in ranked.T:
             order = np.argsort(-scores, kind="stable")
             ends = np.flatnonzero(np.diff(scores[order], append=np.nan))

@@ -132,11 +132,12 @@ class Task(nn.Module):
             return _recalls(outputs[0], outputs[1], self.modalities)
         assert labels is not None
         collection = self._collection(len(labels)).to(outputs.device)
-        scores, targets, truth = outputs, labels, None
+        scores, targets, truth, ranked = outputs, labels, None, outputs
         if self.kind == "binary":
             scores, truth = outputs[:, 0].sigmoid(), labels[:, None]
         elif self.kind == "multiclass":
             scores, truth = outputs.softmax(1), F.one_hot(labels, self.out_features)
+            ranked = log_odds(outputs)
         elif self.kind == "multilabel":
             scores, targets = outputs.sigmoid(), labels.long()
             truth = targets
@@ -147,7 +148,7 @@ class Task(nn.Module):
         if "rmse" in result:
             result["rmse"] **= 0.5
         if truth is not None:
-            result |= _rankings(scores.float().reshape(truth.shape), truth)
+            result |= _rankings(ranked, truth)
         return result
 
     def _in_units(self, values: Tensor) -> Tensor:
@@ -195,6 +196,20 @@ def _inverse(counts: Sequence[int]) -> Tensor:
     return share.float()
 
 
+def log_odds(logits: Tensor) -> Tensor:
+    """Of each class against all others, (B, C): in the order of its probability, which ends at 1.
+
+    The probability of a logit that is far above the others is 1 after rounding, as that of one
+    farther above. Worked out in float64 and rounded to float32, so that equals stay equal.
+    """
+    logits = logits.double()
+    best = logits.argmax(1, keepdim=True)
+    others = logits.scatter(1, best, -math.inf).logsumexp(1, keepdim=True)
+    share = logits.log_softmax(1)
+    odds = share - (-share.expm1()).log()
+    return odds.scatter(1, best, logits.gather(1, best) - others).float()
+
+
 def _rankings(scores: Tensor, truth: Tensor) -> dict[str, float]:
     """AUROC and average precision of scores (B, C) for classes (B, C), 0 or 1: means over classes.
 
@@ -203,8 +218,11 @@ def _rankings(scores: Tensor, truth: Tensor) -> dict[str, float]:
     """
     there = truth.any(dim=0) & ~truth.all(dim=0)
     columns = there.nonzero()[:, 0].tolist()
+    # Places in the order, equals in one, below 1: of anything else torchmetrics takes the sigmoid.
+    places = [scores[:, c].unique(return_inverse=True)[1].double() / len(scores) for c in columns]
     return {
-        name: sum(rank(scores[:, c], truth[:, c]).item() for c in columns) / len(columns)
+        name: sum(rank(p, truth[:, c]).item() for p, c in zip(places, columns, strict=True))
+        / len(columns)
         if columns
         else math.nan
         for name, rank in (("auroc", binary_auroc), ("average_precision", binary_average_precision))

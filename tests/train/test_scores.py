@@ -166,6 +166,16 @@ def test_they_are_those_that_evaluation_prints(kind):
     assert {n: scores.point(n) for n in scores.measures} == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["binary", "multiclass"])
+def test_rankings_of_large_logits(kind):
+    """Whose probabilities are 1 in float64 too."""
+    outputs, labels = torch.tensor([[60.0], [50], [40], [0]]), torch.tensor([0, 1, 1, 0])
+    if kind == "multiclass":
+        outputs = torch.cat([-outputs / 2, outputs / 2], 1)
+    scores = Scores(about(kind, ("no", "yes")), outputs, labels)
+    assert scores.point("auroc") == 2 / 4
+
+
 def test_a_class_that_no_row_is_of_is_left_out_of_the_averages():
     labels = torch.arange(ROWS) % 2
     outputs = torch.randn(ROWS, 3)

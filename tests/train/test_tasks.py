@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from mmfast.train.config import LOSSES
 from mmfast.train.config import Task as TaskConfig
-from mmfast.train.tasks import DEFAULT_METRIC, Task
+from mmfast.train.tasks import DEFAULT_METRIC, Task, log_odds
 
 
 def task(kind, outputs=3, counts=None, **options):
@@ -135,6 +135,36 @@ def test_rankings_of_multilabel_leave_out_what_all_rows_have():
     measured = task("multilabel", 3).measure(outputs, labels)
     each = [auroc_by_pairs(outputs[:, c], labels[:, c] == 1) for c in range(2)]
     assert measured["auroc"] == pytest.approx(sum(each) / 2)
+
+
+FAR = torch.tensor([[60.0], [50], [40], [-40], [-50]])  # whose sigmoids are 1, 1, 1, 0, 0
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
+def test_rankings_of_large_logits(kind):
+    """The probabilities of three are 1 in float32, and of two 0: their order is in the logits."""
+    columns = {
+        "binary": FAR,
+        "multiclass": torch.cat([-FAR / 2, FAR / 2], 1),
+        "multilabel": FAR.expand(5, 2),
+    }[kind]
+    labels = torch.tensor([0, 1, 1, 0, 1])  # of six pairs two are in order
+    targets = labels[:, None].expand(5, 2) if kind == "multilabel" else labels
+    measured = task(kind, 2).measure(columns, targets)
+    assert measured["auroc"] == pytest.approx(2 / 6)
+    if kind != "multiclass":
+        expected = (1 / 2 + 2 / 3 + 3 / 5) / 3
+        assert measured["average_precision"] == pytest.approx(expected)
+
+
+def test_log_odds_are_in_the_order_of_probabilities_and_beyond():
+    logits = torch.randn(50, 4) * 4
+    p = logits.double().softmax(1)
+    torch.testing.assert_close(log_odds(logits), (p / (1 - p)).log().float())
+    far = torch.tensor([[60.0, 0, 0], [50, 0, 0], [0, 60, 50], [0, 50, 60]])
+    expected = torch.tensor([60, 50, -60, -60]) - torch.tensor([1.0, 1, 0, 0]) * math.log(2)
+    torch.testing.assert_close(log_odds(far)[:, 0], expected)
+    assert log_odds(torch.zeros(1, 1)).isposinf(), "no others to be against"
 
 
 def test_rankings_of_a_single_class_are_not_numbers():
