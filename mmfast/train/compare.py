@@ -191,7 +191,7 @@ def explanation(found: Comparison) -> str:
     if len(found.pairs) > 1:
         tests += f", adjusted by Holm's method for {len(found.pairs)} pairs of runs"
     return (
-        f"Measured on {rows}. In brackets: {100 * LEVEL:.0f} % bootstrap intervals. p: {tests}. "
+        f"Measured on {rows}. Intervals: {100 * LEVEL:.0f} %, by the bootstrap. p: {tests}. "
         "All of it is about which rows were drawn for the test: another seed of training can "
         "change as much, and only training again tells. No difference shown does not mean that "
         "there is none."

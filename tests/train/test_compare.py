@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -120,6 +121,8 @@ def test_the_command_prints_and_writes(folder, tmp_path, capsys):
     assert "Holm" not in printed, "there is but one pair"
     assert NO_DIFFERENCE in out.read_text()
     assert "good" in out.read_text()
+    heads = re.findall(r"<th[^>]*>([^<]*)", out.read_text())
+    assert heads.index("verdict") == heads.index("difference in accuracy") - 1, "seen on a phone"
     assert main(["compare", *runs, "--json", "x.txt"]) == 1
     assert "must end in .json" in capsys.readouterr().err
     assert main(["report", *runs]) == 1

@@ -12,7 +12,7 @@ import soundfile
 import torch
 import yaml
 from PIL import Image
-from pipeline import settings, small_config, write_config
+from pipeline import settings, small_config, write_config, write_table
 
 from mmfast.cli import main
 from mmfast.data import read_table
@@ -24,7 +24,7 @@ from mmfast.train.report import examples as report_examples
 from mmfast.train.report import write_report
 from mmfast.train.report.examples import MOST_MEDIA, SECONDS, most_wrong, picture, sound
 from mmfast.train.report.modalities import SHARES, missing_curve
-from mmfast.train.report.page import POLICY, text
+from mmfast.train.report.page import POLICY, STYLE, text
 from mmfast.train.report.tasks import calibration
 from mmfast.train.run import fit
 from mmfast.train.scores import Scores
@@ -85,6 +85,9 @@ def read(path):
     for style in page.styles:
         assert "@import" not in style
         assert all(target.startswith("#") for target in re.findall(r"url\(\W?([^)]+)", style))
+    for names in re.findall(r' class="([^"]+)"', html):
+        for name in names.split():
+            assert re.search(rf"\.{name}\b", STYLE), f"no style for {name}"
     assert f'content="{POLICY}"' in html
     assert "http-equiv" not in html.replace('http-equiv="Content-Security-Policy"', "", 1)
     return page
@@ -252,6 +255,26 @@ def test_sounds_are_what_was_heard_and_cut(rate):
     assert len(heard) / found_rate == pytest.approx(SECONDS, abs=0.2)
     spectrum = np.abs(np.fft.rfft(heard[: 4 * found_rate]))
     assert spectrum.argmax() / 4 == pytest.approx(440, abs=2)
+
+
+def test_modalities_stand_in_the_order_of_the_configuration(tmp_path):
+    """The file of predictions keeps another one: that of the alphabet."""
+    values = settings(tmp_path)
+    for place in (values["model"]["encoders"], values["data"]["columns"]):
+        place["a vector"] = place.pop("vector")
+    write_table(tmp_path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    run = fit(load_config(tmp_path / "config.yaml", ["train.epochs=1"]))
+    written = [write_report(run.path, tmp_path / f"{n}.html").read_text() for n in range(2)]
+    assert written[0] == written[1]
+    found = predictions_of(run.path)
+    assert found.about.modalities == ("text", "a vector")
+    assert list(found.without) == ["a vector", "text"]
+    there = found.present.sum(0).tolist()
+    assert there[0] != there[1]
+    for name, count in zip(found.about.modalities, there, strict=True):
+        row = re.search(rf"<tr><td>without {name}</td>.*?</tr>", written[1], re.DOTALL).group()
+        assert f">{count} of {len(found)}<" in row
 
 
 def test_robustness_goes_from_all_to_none(run):

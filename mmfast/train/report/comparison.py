@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from mmfast.train.compare import Comparison, bounds, explanation, p_value, verdict
+from mmfast.train.compare import Comparison, explanation, p_value, verdict
 from mmfast.train.report import svg
 from mmfast.train.report.page import page, section, table, tag, text, write_page
 from mmfast.train.report.record import Record, read_record
-from mmfast.train.report.tasks import with_bounds
+from mmfast.train.report.tasks import between, with_bounds
 from mmfast.train.statistics import LEVEL
 
 
@@ -100,14 +100,15 @@ def _pairs(found: Comparison) -> str:
         rows.append(
             (
                 text(f"{pair.second} minus {pair.first}", 160),
-                f"{pair.test.difference.value:+.4g}",
-                text(bounds(pair.test.difference)),
-                text(p_value(pair.p)),
                 tag("span", told, class_="good") if pair.better else told,
+                f"{pair.test.difference.value:+.4g}",
+                between(pair.test.difference),
+                text(p_value(pair.p)),
             )
         )
-    heads = ("", f"difference in {text(found.metric)}", "95 %", "p, adjusted", "verdict")
-    return table(heads, rows, (1, 2, 3))
+    # The verdict comes first: it is to be seen on a phone too.
+    heads = ("", "verdict", f"difference in {text(found.metric)}", "95 %", "p, adjusted")
+    return table(heads, rows, (2, 3, 4))
 
 
 def _curves(found: Comparison, records: Mapping[str, Record]) -> str:

@@ -28,7 +28,7 @@ def ablation(found: Predictions, metric: str, resampling: Resampling) -> str:
     drawn = whole.over(metric, resampling.weights)
     value = interval(whole.point(metric), drawn)
     rows = [("with all", with_bounds(value), "", str(len(found)))]
-    for place, name in enumerate(found.without):
+    for place, name in enumerate(found.about.modalities):  # the columns of present, in order
         less = Scores.of(found, name)
         draws = less.over(metric, resampling.weights)
         value = interval(less.point(metric), draws)
@@ -59,7 +59,7 @@ def robustness(found: Predictions, metric: str) -> str:
     """A figure of the metric as a growing share of the rows lacks each modality."""
     if not found.without:
         return ""
-    curves = {name: missing_curve(found, name, metric) for name in found.without}
+    curves = {name: missing_curve(found, name, metric) for name in found.about.modalities}
 
     def draw(axes: Axes) -> None:
         for (name, values), colour in zip(curves.items(), colours(len(curves)), strict=True):

@@ -37,11 +37,18 @@ p { max-width: 48rem; margin: 0.5rem 0 }
 nav { display: flex; flex-wrap: wrap; gap: 0.2rem 1rem; margin: 0.5rem 0; font-size: 0.9rem }
 a { color: rgb(var(--blue)) }
 .warning { border-left: 4px solid rgb(var(--red)); padding-left: 0.7rem }
-.wide { overflow-x: auto; max-width: 100% }
+.wide { overflow-x: auto; max-width: 100%; background-repeat: no-repeat;
+  background-size: 1.5rem 100%, 1.5rem 100%, 0.6rem 100%, 0.6rem 100%;
+  background-position: left, right, left, right;
+  background-attachment: local, local, scroll, scroll; background-image:
+  linear-gradient(to right, var(--paper) 40%, transparent),
+  linear-gradient(to left, var(--paper) 40%, transparent),
+  linear-gradient(to right, var(--line), transparent),
+  linear-gradient(to left, var(--line), transparent) } /* shade at an edge: there is more */
 table { border-collapse: collapse; font-size: 0.9rem; margin: 0.5rem 0 }
 th, td { padding: 0.25rem 0.7rem 0.25rem 0; text-align: left; border-bottom: 1px solid var(--line);
   vertical-align: top; overflow-wrap: break-word; max-width: 26rem }
-th { font-weight: 600 } tr > :first-child { min-width: 6.5rem }
+th { font-weight: 600; vertical-align: bottom } tr > :first-child { min-width: 6.5rem }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 .grid { display: grid; gap: 1rem 1.5rem; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)) }
@@ -65,6 +72,8 @@ figure { margin: 0; min-width: 0 } figure svg { width: 100%; height: auto; max-w
 .confusion tr > :first-child { min-width: 7rem; max-width: 11rem }
 .confusion th { border: 0; padding: 0.2rem 0.5rem 0.2rem 0; font-weight: 400 }
 .confusion thead th { text-align: center; padding: 0.2rem 0.45rem }
+.swatch { display: inline-block; width: 0.7rem; height: 0.7rem; border-radius: 2px;
+  margin-right: 0.4rem } td:has(> .swatch) { white-space: nowrap }
 .bar { display: flex; height: 1.2rem; border-radius: 4px; overflow: hidden; margin: 0.5rem 0 }
 .meter { display: block; height: 0.7rem; min-width: 1px; background: var(--bar); border-radius: 2px;
   margin-top: 0.35rem } td.meters { width: 40%; min-width: 6rem }
@@ -73,8 +82,9 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px
 summary { cursor: pointer; padding: 0.3rem 0 } .good { color: rgb(var(--blue)); font-weight: 600 }
 dl { display: grid; grid-template-columns: minmax(6rem, max-content) 1fr; gap: 0.1rem 1rem;
   font-size: 0.9rem } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
-@media (max-width: 30rem) { body { padding: 0.7rem } dl { grid-template-columns: 1fr }
-  dd { margin-bottom: 0.4rem } .confusion td { min-width: 1.7rem; padding: 0.3rem 0.1rem }
+@media (max-width: 30rem) { body { padding: 0.7rem } th.n { white-space: normal }
+  dl { grid-template-columns: 1fr } dd { margin-bottom: 0.4rem }
+  .confusion td { min-width: 1.7rem; padding: 0.3rem 0.1rem }
   .confusion thead th { padding: 0.2rem 0.1rem } .confusion th { font-size: 0.8rem } }
 @media print { .card, figure, tr { break-inside: avoid } nav { display: none } }
 """
