@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from browser import opened
 from pipeline import small_config, write_config
 
 from mmfast.cli import main
@@ -128,6 +129,13 @@ def test_the_command_prints_and_writes(folder, tmp_path, capsys):
     assert main(["report", *runs]) == 1
     assert "name it by -o" in capsys.readouterr().err
     assert main(["report", *runs, "-o", str(out)]) == 0
+
+
+def test_a_browser_shows_the_page_in_silence_and_asks_nobody(folder, tmp_path):
+    out = tmp_path / "page.html"
+    runs = [str(folder / name) for name in ("good", "twin", "bad")]
+    assert main(["report", *runs, "-o", str(out)]) == 0
+    assert opened(out) == ([], [])
 
 
 def test_json_has_no_nan(folder):

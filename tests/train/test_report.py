@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from browser import opened
 from PIL import Image
 from pipeline import settings, small_config, write_config, write_table
 
@@ -197,6 +198,30 @@ def test_what_strangers_wrote_is_text_and_the_page_stays_small(strange):
     assert "_b" in page.text
     assert page.tags.count("audio") == page.tags.count("img") == len(predictions_of(strange.path))
     assert path.stat().st_size < 4 / 3 * MOST_MEDIA + 1_500_000
+
+
+def test_a_browser_shows_it_in_silence_and_asks_nobody(strange, run):
+    for told in (strange, run):
+        assert opened(write_report(told.path)) == ([], [])
+
+
+def test_the_browser_would_tell(tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text(
+        "<!doctype html><html><body><script>console.error('look')</script>"
+        "<img src='http://evil.example/x.png'><img src='http://127.0.0.1:4/x.png'></body></html>"
+    )
+    said, asked = opened(page)
+    assert len(said) == 1
+    assert "look" in said[0]
+    assert sorted(asked) == ["127.0.0.1", "evil.example"]
+    # The policy of the reports stops both, and says so.
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+    page.write_text(page.read_text().replace("<body>", f"<head>{policy}</head><body>"))
+    said, asked = opened(page)
+    assert len(said) == 3
+    assert all("Content Security Policy" in line for line in said)
+    assert asked == []
 
 
 def cards(run, count=100):
