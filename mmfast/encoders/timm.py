@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mmfast.encoders.common import one_of, rgb, size_2d, stack, valid
 from mmfast.encoders.unused import reached, unused_to_buffers
 from mmfast.plugins.contract import Batch, EncoderSpec, Features
+from mmfast.plugins.weights import weights_follow
 
 try:
     import timm
@@ -115,8 +116,9 @@ class Timm(nn.Module):
         known = timm.get_pretrained_cfg(model, allow_unregistered=True)
         if size is not None and known is not None and known.fixed_input_size:
             options["img_size"] = size
-        self.model = _create(model, pretrained, options)
-        if checkpoint is not None:
+        fetch = not weights_follow()
+        self.model = _create(model, pretrained and fetch, options)
+        if checkpoint is not None and fetch:
             _load(self.model, checkpoint, allow_pickle)
 
         self.data = resolve_data_config(

@@ -23,6 +23,7 @@ from mmfast.plugins.encoders import (
 )
 from mmfast.plugins.finetune import freeze, layer_groups, parameter_groups, unfreeze
 from mmfast.plugins.registry import PluginLoadError, Registry
+from mmfast.plugins.weights import weights_follow
 
 DATASETS = Registry("mmfast.datasets", "dataset")
 
@@ -48,4 +49,5 @@ __all__ = [
     "parameter_groups",
     "register_encoder",
     "unfreeze",
+    "weights_follow",
 ]

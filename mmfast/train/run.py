@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from mmfast.data import Labels, Split, Table, derived_seed
+from mmfast.plugins.weights import giving_weights
 from mmfast.train.accelerator import end_training, make_accelerator, start_trackers
 from mmfast.train.allowance import no_larger_than
 from mmfast.train.batches import Batches
@@ -104,7 +105,7 @@ class Run:
         state = checkpoint.state
         labels = None if state["labels"] is None else Labels.from_dict(state["labels"])
         try:
-            with no_larger_than(_weights(checkpoint), checkpoint.path):
+            with no_larger_than(_weights(checkpoint), checkpoint.path), giving_weights():
                 model = build_model(config, state["options"], labels)
                 task = build_task(config, labels, None)
         except (KeyError, AttributeError, IndexError) as error:

@@ -1,18 +1,23 @@
 """The encoder `timm`: backbones through the kit, against timm itself."""
 
+import json
 import subprocess
 import sys
 
 import pytest
 import timm
 import torch
+import yaml
 from PIL import Image
+from pipeline import settings
 from safetensors.torch import save_file
 from timm.data import create_transform
 
 from mmfast.encoders.timm import Timm
 from mmfast.plugins import create_encoder
 from mmfast.testing import EncoderContract
+from mmfast.train.config import load_config
+from mmfast.train.run import Run, fit
 
 SMALL = {
     "convnet": {"model": "resnet10t", "image_size": 64},
@@ -156,6 +161,46 @@ def test_a_pickle_is_read_only_when_asked_for(tmp_path):
     with pytest.raises(ValueError, match=r"must be a \.safetensors file.*allow_pickle=True"):
         Timm("resnet10t", checkpoint=str(path))
     Timm("resnet10t", checkpoint=str(path), allow_pickle=True)
+
+
+@pytest.mark.parametrize("source", ["pretrained", "checkpoint"])
+def test_a_run_is_loaded_without_the_source_of_its_weights(tmp_path, monkeypatch, source):
+    """Frozen, so that the weights of the source are those of the run; the checkpoint has them."""
+    weights = tmp_path / "weights.safetensors"
+    model = timm.create_model("resnet10t", num_classes=0)
+    save_file(model.state_dict(), weights)
+
+    def fetched(found, **options):
+        found.load_state_dict(model.state_dict())
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", fetched)
+    with (tmp_path / "table.jsonl").open("w") as table:
+        for row in range(20):
+            pil(torch.randint(256, (3, 32, 32), dtype=torch.uint8)).save(tmp_path / f"{row}.png")
+            table.write(json.dumps({"image": f"{row}.png", "label": "ab"[row % 2]}) + "\n")
+    chosen = {source: True if source == "pretrained" else str(weights)}
+    options = {"model": "resnet10t", "image_size": 32, **chosen}
+    raw = settings(tmp_path)
+    column = {"column": "image", "modality": "image", "root": str(tmp_path)}
+    raw["data"]["columns"] = {"image": column}
+    raw["model"]["encoders"] = {"image": {"name": "timm", "options": options, "freeze": "all"}}
+    raw["train"]["epochs"] = 1
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
+    expected = fit(load_config(tmp_path / "config.yaml", [])).evaluate()
+
+    def out_of_reach(*_, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr("timm.models._builder.load_pretrained", out_of_reach)
+    weights.unlink()
+    run = Run.load(tmp_path / "run")
+    encoder = run.model.get_submodule("encoders.image")
+    for name, value in model.state_dict().items():
+        assert torch.equal(encoder.model.state_dict()[name], value), name
+    assert run.evaluate() == expected
+    assert encoder.spec.pretrained is not None, "where the weights are from is still told"
+    with pytest.raises(FileNotFoundError):
+        create_encoder("timm", **options)
 
 
 @pytest.mark.parametrize(
