@@ -8,6 +8,7 @@ that the wheel is what they import. A release of torch with its libraries is som
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 SUITES = ("tests/ops", "tests/nn", "tests/functional")
 PYTHONS = ("3.10", "3.11", "3.12", "3.13", "3.14", "3.13t", "3.14t")
-NEEDED = ("numpy", "pytest", "hypothesis")
+NEEDED = ("numpy", "pytest", "pytest-xdist", "hypothesis")
 TO_BUILD = ("numpy", "ninja", "pybind11", "setuptools", "wheel")
 
 
@@ -45,11 +46,16 @@ def releases() -> Iterator[str]:
     assert pinned is not None
     yield f"{oldest.group(1)}.0"
     yield pinned.group(1)
-    listing = must(sys.executable, "-m", "pip", "index", "versions", "torch")
-    newest = re.search(r"^torch \(([\d.]+)", listing, re.M)
-    assert newest, listing
-    if newest.group(1) != pinned.group(1):
-        yield newest.group(1)
+    if newest(sys.executable) != pinned.group(1):
+        yield newest(sys.executable)
+
+
+def newest(python: str | Path) -> str:
+    """The last release of torch that the index has for an interpreter."""
+    listing = must(python, "-m", "pip", "index", "versions", "torch")
+    found = re.search(r"^torch \(([\d.]+)", listing, re.M)
+    assert found, listing
+    return found.group(1)
 
 
 def environment(python: str | Path, torch: str, *packages: str) -> Path:
@@ -74,8 +80,10 @@ def under(torch: str, wheel: Path, suites: list[str]) -> bool:
     python = environment(sys.executable, torch, *NEEDED)
     print(install(python, wheel))
     start = time.monotonic()
-    command = (python, "-m", "pytest", "-q", "-p", "no:cacheprovider")
-    done = run(*command, *(ROOT / suite for suite in suites), cwd=python.parent)
+    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["-n", "auto", "--maxprocesses", "8", "--dist", "loadfile"]
+    settings = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = run(*command, *(ROOT / suite for suite in suites), cwd=python.parent, env=settings)
     last = (done.stdout.strip() or done.stderr).splitlines()[-1]
     print(f"torch {torch}: {last} ({time.monotonic() - start:.0f} s)", flush=True)
     if done.returncode:
@@ -94,9 +102,9 @@ def interpreters() -> Iterator[tuple[str, Path | None]]:
         yield version, Path(works[0]) if works else None
 
 
-def build(version: str, interpreter: Path, torch: str) -> bool:
+def build(version: str, interpreter: Path) -> bool:
     """Whether the wheel of the CPU kernels builds and works for a Python; prints it."""
-    python = environment(interpreter, torch, *TO_BUILD)
+    python = environment(interpreter, newest(interpreter), *TO_BUILD)
     into = ROOT / "build" / f"wheel-{version}"
     shutil.rmtree(into, ignore_errors=True)
     wheel = (python, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", into)
@@ -126,7 +134,7 @@ def main() -> int:
         if interpreter is None:
             print(f"Python {version}: no interpreter at hand; not built")
         else:
-            good.append(build(version, interpreter, list(releases())[-1]))
+            good.append(build(version, interpreter))
     return 0 if all(good) else 1
 
 

@@ -76,6 +76,8 @@ CASES = {
         present="some",
     ),
     "grouped heads, wide": Case((530, 600), queries=20, key_heads=2, masks=("queries", "")),
+    "values wider than keys, mask of tokens": Case((9,), value_size=12, masks=("one",)),
+    "values wider than keys, masks of tokens": Case((9, 5), value_size=12, masks=("one", "scalar")),
     "values wider than keys": Case((9, 5), value_size=12, masks=("keys", "")),
     "values narrower, grouped, present": Case((9, 5), key_heads=2, value_size=3, present="some"),
     "scale": Case((9, 5), scale=0.3),

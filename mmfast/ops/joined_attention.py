@@ -44,7 +44,8 @@ def _join_masks(keys: Sequence[Tensor], masks: Sequence[Tensor | None]) -> Tenso
     given = [mask for mask in masks if mask is not None]
     if not given:
         return None
-    batch = torch.broadcast_shapes(*(mask.shape[:-1] for mask in given))
+    # PyTorch's attention asks for two dimensions at least.
+    batch = torch.broadcast_shapes((1,), *(mask.shape[:-1] for mask in given))
     everything = torch.ones((), dtype=torch.bool, device=given[0].device)
     parts = [everything if mask is None else mask for mask in masks]
     return torch.cat([x.expand(*batch, k.shape[-2]) for x, k in zip(parts, keys, strict=True)], -1)
