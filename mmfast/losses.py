@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmfast.functional.concat_linear import concat_linear
 from mmfast.ops.concat_linear import check_dense
-from mmfast.ops.fused import check_floating, check_like, check_number
+from mmfast.ops.fused import check_device, check_floating, check_like, check_number
 
 __all__ = [
     "ContrastiveLoss",
@@ -78,6 +78,8 @@ def contrastive_loss(
             raise TypeError(
                 f"logit_scale must be a tensor or a number, got {type(logit_scale).__name__}"
             )
+        if isinstance(logit_scale, Tensor) and logit_scale.is_meta:
+            check_device("logit_scale", logit_scale, "a", a.device)
         scale = torch.as_tensor(logit_scale, dtype=dtype, device=a.device)
         if scale.numel() != 1:
             raise ValueError(
@@ -376,11 +378,7 @@ def _check_classes(logits: Tensor, target: Tensor, weight: Tensor | None, reduct
             f"target has shape {tuple(target.shape)}; beside logits of {tuple(logits.shape)} it "
             f"must be {wanted}, a class per row"
         )
-    if target.device != logits.device:
-        raise ValueError(
-            f"target is on {target.device} but logits is on {logits.device}; they must share a "
-            "device (move one with .to())"
-        )
+    check_device("target", target, "logits", logits.device)
     if weight is not None:
         check_floating("weight", weight)
         if logits.is_meta or not torch.is_autocast_enabled(logits.device.type):

@@ -11,6 +11,7 @@ from mmfast.nn.fusion import (
     Inputs,
     Sizes,
     by_name,
+    check_inputs,
     check_present,
     sizes,
     without_absent,
@@ -160,7 +161,7 @@ class ConcatLinear(Fusion):
             if isinstance(tensors, Tensor):  # iterating would take its rows for the inputs
                 raise TypeError
             widths = tuple([x.shape[-1] if x.dim() else 0 for x in tensors])
-        except (AttributeError, TypeError):
+        except (AttributeError, RuntimeError, TypeError):
             check_arguments(tensors, self.weight, self.bias, self.activation)
             raise
         if widths != self.in_features:
@@ -175,7 +176,8 @@ class ConcatLinear(Fusion):
                     shape if entries is None else entries.shape
                     for shape, entries in zip(batches, index, strict=True)
                 ]
-            check_present(present, batches)
+            check_inputs(tensors)
+            check_present(present, batches, tensors[0].device)
             if index is None:
                 tensors = without_absent(tensors, present)
             else:

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from mmfast.ops.concat_linear import check_dense
+from mmfast.ops.fused import check_device
+
 Sizes = Sequence[int] | Mapping[str, int]
 Inputs = Sequence[Tensor] | Mapping[str, Tensor]
 
@@ -44,25 +47,23 @@ class Fusion(nn.Module):
         """The inputs in the order of ``in_features``, and ``present``, both checked.
 
         Raises:
-            TypeError: an input is not a tensor, or ``present`` is not a bool tensor.
-            ValueError: number, names or last sizes differ from ``in_features``, or ``present`` does
-                not broadcast with the inputs' batch shapes.
+            TypeError: an input is not a dense floating tensor, or ``present`` not a bool tensor.
+            ValueError: number, names or last sizes differ from ``in_features``, ``present`` does
+                not broadcast with the inputs' batch shapes, or they are on several devices.
         """
         tensors = by_name(inputs, self.names)
         if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
             raise TypeError(
                 f"inputs must be a sequence or mapping of tensors, got {type(tensors).__name__}"
             )
-        for i, x in enumerate(tensors):
-            if not isinstance(x, Tensor):
-                raise TypeError(f"inputs[{i}] must be a tensor, got {type(x).__name__}")
+        check_inputs(tensors)
         widths = tuple([x.shape[-1] if x.dim() else 0 for x in tensors])
         if widths != self.in_features:
             raise ValueError(
                 f"inputs have last sizes {list(widths)}; in_features says {list(self.in_features)}"
             )
         if present is not None:
-            check_present(present, [x.shape[:-1] for x in tensors])
+            check_present(present, [x.shape[:-1] for x in tensors], tensors[0].device)
         return list(tensors), present
 
     def extra_repr(self) -> str:
@@ -89,12 +90,35 @@ def by_name(inputs: Inputs, names: tuple[str, ...] | None) -> Sequence[Tensor]:
     return [inputs[name] for name in names]
 
 
-def check_present(present: Tensor, batches: Sequence[torch.Size]) -> None:
-    """Raise unless ``present`` is a bool tensor that broadcasts to (\\*batch, modalities)."""
+def check_inputs(tensors: Sequence[Tensor]) -> None:
+    """Raise unless they are dense floating tensors on one device.
+
+    That they have the dtype of the parameters is left to the layers: under autocast and FSDP what a
+    layer gets is not what it computes with.
+    """
+    for i, x in enumerate(tensors):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"inputs[{i}] must be a tensor, got {type(x).__name__}")
+        check_dense(f"inputs[{i}]", x)
+        if not x.is_floating_point():
+            raise TypeError(f"inputs[{i}] has dtype {x.dtype}; it must be a floating one")
+        check_device(f"inputs[{i}]", x, "inputs[0]", tensors[0].device)
+
+
+def check_present(
+    present: Tensor, batches: Sequence[torch.Size], device: torch.device | None = None
+) -> None:
+    """Raise unless ``present`` is a bool tensor that broadcasts to (\\*batch, modalities).
+
+    ``device``: that of the inputs, to share.
+    """
     if not isinstance(present, Tensor):
         raise TypeError(f"present must be a bool tensor or None, got {type(present).__name__}")
     if present.dtype != torch.bool:
         raise TypeError(f"present has dtype {present.dtype}; it must be torch.bool, True = present")
+    check_dense("present", present)
+    if device is not None:
+        check_device("present", present, "inputs[0]", device)
     try:
         batch = torch.broadcast_shapes(*batches)
     except RuntimeError:

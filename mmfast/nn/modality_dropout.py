@@ -1,6 +1,6 @@
 """ModalityDropout: modalities go missing in training, so that a model learns to do without."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +54,15 @@ class ModalityDropout(nn.Module):
 
     def forward(self, inputs: Inputs, present: Tensor | None = None) -> Tensor:
         """Which modalities are to be seen; see the class for shapes."""
-        tensors = list(inputs.values() if isinstance(inputs, Mapping) else inputs)
-        if isinstance(inputs, Tensor) or not all(isinstance(x, Tensor) for x in tensors):
-            raise TypeError("inputs must be a sequence or mapping of tensors")
+        given = inputs.values() if isinstance(inputs, Mapping) else inputs
+        if not isinstance(inputs, (Mapping, Sequence)):
+            raise TypeError(
+                f"inputs must be a sequence or mapping of tensors, got {type(inputs).__name__}"
+            )
+        tensors = list(given)
+        for i, x in enumerate(tensors):
+            if not isinstance(x, Tensor):
+                raise TypeError(f"inputs[{i}] must be a tensor, got {type(x).__name__}")
         if not tensors:
             raise ValueError("inputs is empty; it must hold at least one tensor")
         if present is None:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from mmfast.functional.multi_source_attention import multi_source_attention
 from mmfast.nn.fusion import Fusion, Inputs, Sizes, check_present, check_size
+from mmfast.ops.concat_linear import check_dense
+from mmfast.ops.fused import check_device
 
 Masks = Sequence[Tensor | None] | Mapping[str, Tensor | None]
 
@@ -77,7 +79,7 @@ class TokenFusion(Fusion):
         tensors = [x.unsqueeze(-2) if one else x for x, one in zip(tensors, single, strict=True)]
         batch = _batch_shape(tensors)
         if present is not None:
-            check_present(present, [batch] * len(tensors))
+            check_present(present, [batch] * len(tensors), tensors[0].device)
         given = self._ordered_masks(masks, tensors, batch)
         found = Tokens(tensors, given, present, batch, single)
         for m, x in enumerate(tensors):
@@ -111,6 +113,7 @@ class TokenFusion(Fusion):
         for m, (mask, x) in enumerate(zip(masks, tensors, strict=True)):
             if mask is not None:
                 _check_mask(m, mask, (*batch, x.shape[-2]))
+                check_device(f"masks[{m}]", mask, f"inputs[{m}]", x.device)
         return list(masks)
 
     def extra_repr(self) -> str:
@@ -135,6 +138,7 @@ def _check_mask(m: int, mask: Tensor, wanted: tuple[int, ...]) -> None:
         raise TypeError(f"masks[{m}] must be a bool tensor or None, got {type(mask).__name__}")
     if mask.dtype != torch.bool:
         raise TypeError(f"masks[{m}] has dtype {mask.dtype}; it must be torch.bool, True = valid")
+    check_dense(f"masks[{m}]", mask)
     pairs = zip(reversed(mask.shape), reversed(wanted), strict=False)
     fits = mask.dim() <= len(wanted) and all(size in (1, full) for size, full in pairs)
     if not fits or mask.dim() == 0:

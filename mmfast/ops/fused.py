@@ -218,10 +218,15 @@ def check_like(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
             f"{name} has dtype {x.dtype} but {other_name} has {other.dtype}; they must be equal "
             "(convert one, or run under torch.autocast)"
         )
-    if x.device != other.device:
+    check_device(name, x, other_name, other.device)
+
+
+def check_device(name: str, x: Tensor, other_name: str, device: torch.device) -> None:
+    """Raise ValueError unless ``x`` is on ``device``, where the other one is."""
+    if x.device != device:
         raise ValueError(
-            f"{name} is on {x.device} but {other_name} is on {other.device}; they must share a "
-            "device (move one with .to())"
+            f"{name} is on {x.device} but {other_name} is on {device}; they must share a device "
+            "(move one with .to())"
         )
 
 

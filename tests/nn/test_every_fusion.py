@@ -232,6 +232,23 @@ def wrong(case: Case) -> dict[str, tuple[tuple, type[Exception], str]]:
         ),
         "present dims": ((inputs, there[None]), ValueError, r"present has shape \(1, 5, \d\)"),
         "batches": (([inputs[0][:3], *inputs[1:]],), ValueError, "broadcast"),
+        **{
+            f"{what}, {'some' if present is not None else 'all'} present": (
+                ([inputs[0], *map(change, inputs[1:])], present),
+                exception,
+                rf"inputs\[1\] {message}",
+            )
+            for what, change, exception, message in (
+                ("integers", Tensor.long, TypeError, r"has dtype torch\.int64; it must be "),
+                ("complex", Tensor.cfloat, TypeError, r"has dtype torch\.complex64; it must be "),
+                ("sparse", Tensor.to_sparse, TypeError, r"has layout torch\.sparse_coo"),
+                ("nested", lambda x: torch.nested.nested_tensor([*x]), TypeError, "is nested"),
+                ("meta", lambda x: x.to("meta"), ValueError, "is on meta but .* share"),
+            )
+            for present in (None, there)
+        },
+        "present sparse": ((inputs, there.to_sparse()), TypeError, "present has layout"),
+        "present elsewhere": ((inputs, there.to("meta")), ValueError, "present is on meta but inp"),
     }
 
 

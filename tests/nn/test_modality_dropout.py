@@ -147,7 +147,8 @@ X = torch.ones(4, 3)
     ("arguments", "exception", "message"),
     [
         ((X,), TypeError, "inputs must be a sequence or mapping of tensors"),
-        (([X, 3],), TypeError, "inputs must be a sequence or mapping of tensors"),
+        ((None,), TypeError, "inputs must be a sequence or mapping of tensors, got NoneType"),
+        (([X, 3],), TypeError, r"inputs\[1\] must be a tensor, got int"),
         (([],), ValueError, "inputs is empty"),
         (([X, X[:3]],), ValueError, "batch shapes of inputs do not broadcast"),
         (([X, X], [True, True]), TypeError, "present must be a bool tensor.*got list"),

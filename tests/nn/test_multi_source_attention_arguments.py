@@ -54,6 +54,12 @@ MASK = torch.ones(2, 4, dtype=torch.bool)
         (([X, Y, Z], None, [MASK]), ValueError, "masks has 1 entries but there are 3 modalities"),
         (([X, Y, Z], None, [MASK, 1, None]), TypeError, r"masks\[1\] must be a bool tensor or"),
         (([X, Y, Z], None, [MASK + 0.0, None, None]), TypeError, r"masks\[0\] has dtype"),
+        (([X, Y, Z], None, [MASK.to_sparse(), None, None]), TypeError, r"masks\[0\] has layout"),
+        (
+            ([X, Y, Z], None, [MASK.to("meta"), None, None]),
+            ValueError,
+            r"masks\[0\] is on meta but",
+        ),
         (([X, Y, Z], None, [None, MASK, None]), ValueError, r"masks\[1\] has shape \(2, 4\)"),
         (([X, Y, Z], None, {"video": MASK}), ValueError, r"masks has the names \['video'\]"),
         (({"text": X, "image": Y},), ValueError, r"names \['image', 'text'\]"),
