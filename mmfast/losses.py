@@ -78,8 +78,10 @@ def contrastive_loss(
             raise TypeError(
                 f"logit_scale must be a tensor or a number, got {type(logit_scale).__name__}"
             )
-        if isinstance(logit_scale, Tensor) and logit_scale.is_meta:
-            check_device("logit_scale", logit_scale, "a", a.device)
+        if isinstance(logit_scale, Tensor):
+            check_dense("logit_scale", logit_scale)
+            if logit_scale.is_meta:
+                check_device("logit_scale", logit_scale, "a", a.device)
         scale = torch.as_tensor(logit_scale, dtype=dtype, device=a.device)
         if scale.numel() != 1:
             raise ValueError(

@@ -178,6 +178,7 @@ A, B = torch.ones(4, 3), torch.ones(4, 3)
         ((A, B.to_sparse(), 1.0), {}, TypeError, "b has layout torch.sparse_coo"),
         ((A, B, "1"), {}, TypeError, "logit_scale must be a tensor or a number, got str"),
         ((A, B, torch.ones(2)), {}, ValueError, r"logit_scale has shape \(2,\)"),
+        ((A, B, torch.ones(1).to_sparse()), {}, TypeError, "logit_scale has layout"),
         ((A, B, torch.ones((), device="meta")), {}, ValueError, "logit_scale is on meta but a is"),
         ((A, B, 1.0), {"chunk_rows": 0}, ValueError, "chunk_rows is 0"),
         ((A, B, 1.0), {"chunk_rows": 2.5}, ValueError, "chunk_rows is 2.5"),

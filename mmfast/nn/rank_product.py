@@ -1,5 +1,7 @@
 """Fusion by products: plain (ProductFusion), low-rank (LMF), and bilinear (MUTAN, MLB, MFB)."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -358,8 +360,8 @@ class MFB(Fusion):
         super().__init__(in_features, out_features)
         self.factors = check_size("factors", factors, 1)
         check_number("eps", eps)
-        if not eps > 0:
-            raise ValueError(f"eps is {eps!r}; it must be greater than 0")
+        if not 0 < eps < math.inf:
+            raise ValueError(f"eps is {eps!r}; it must be greater than 0, and finite")
         self.eps = eps
         self.projections = projections(
             self.in_features, factors * out_features, True, device=device, dtype=dtype

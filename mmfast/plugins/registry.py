@@ -105,7 +105,7 @@ class Registry:
         plugins = list(installed(self.group))
         claims = [plugin for plugin in plugins if _is_called(plugin, name)]
         allowed = [plugin for plugin in claims if plugin.allowed]
-        own = self.registered.get(name)
+        own = self.registered.get(name) if isinstance(name, str) else None
         if own and all(plugin.target == own.target for plugin in allowed):
             return own  # a plugin may register itself too
         if own:

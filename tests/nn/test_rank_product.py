@@ -230,6 +230,7 @@ def test_mfb_is_near_the_signed_square_root():
         (lambda: MLB([3, 5], 4, hidden=True), "hidden is True; it must be an int"),
         (lambda: MFB([3, 5], 4, factors=0), "factors is 0; it must be an int of at least 1"),
         (lambda: MFB([3, 5], 4, eps=0.0), "eps is 0.0; it must be greater than 0"),
+        (lambda: MFB([3, 5], 4, eps=math.inf), "eps is inf; it must be greater than 0, and finite"),
     ],
 )
 def test_constructor_refuses(make, message):

@@ -97,6 +97,8 @@ def test_unknown_name():
     assert ", ".join(OWN) in str(e.value)
     with pytest.raises(ValueError, match=r"no fusion is named 'xyzzy'; the names are attention,"):
         create_fusion("xyzzy", [3], 4)
+    with pytest.raises(ValueError, match=r"no fusion is named \['late'\] .did you mean 'late'"):
+        create_fusion(["late"], [3], 4)
 
 
 def test_unknown_option():
