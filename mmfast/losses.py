@@ -148,14 +148,6 @@ def _product(x: Tensor, y: Tensor) -> Tensor:
     return concat_linear([x], y) if x.device.type == "cpu" else F.linear(x, y)
 
 
-def _check_memory(name: str, x: Tensor) -> None:
-    """PyTorch's own norm would read what is not there, and end the process."""
-    if x.numel() and not x.is_meta and x.untyped_storage().nbytes() == 0:
-        raise RuntimeError(
-            f"{name} has elements but no memory: its storage was freed; compute with it before that"
-        )
-
-
 def _check_pairs(a: Tensor, b: Tensor, chunk_rows: int) -> None:
     for name, x in (("a", a), ("b", b)):
         if not isinstance(x, Tensor):
@@ -163,8 +155,6 @@ def _check_pairs(a: Tensor, b: Tensor, chunk_rows: int) -> None:
         if not x.is_floating_point():
             raise TypeError(f"{name} has dtype {x.dtype}; it must be a floating one")
         check_dense(name, x)
-        if not torch.compiler.is_compiling():
-            _check_memory(name, x)
     if a.dim() != 2 or a.shape != b.shape:
         raise ValueError(
             f"a has shape {tuple(a.shape)} and b {tuple(b.shape)}; both must be (pairs, features)"
@@ -392,10 +382,6 @@ def _check_classes(logits: Tensor, target: Tensor, weight: Tensor | None, reduct
             )
     if not isinstance(reduction, str) or reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction is {reduction!r}; it must be 'mean', 'sum' or 'none'")
-    if not torch.compiler.is_compiling():
-        for name, x in (("logits", logits), ("target", target), ("weight", weight)):
-            if x is not None:
-                _check_memory(name, x)
 
 
 def _check_range(target: Tensor, classes: int, ignore: int | None = None) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from mmfast.functional.common import autocast, transformed
 from mmfast.ops import joined_attention as _joined
 from mmfast.ops import multi_source_attention as _op
-from mmfast.ops.concat_linear import check_dense
+from mmfast.ops.concat_linear import check_dense, check_memory
 from mmfast.ops.fused import check_flag
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -76,7 +76,12 @@ def multi_source_attention(
         _check_types(query, keys, values)
         converted: list[Tensor] = autocast(device, [query, *keys, *values])  # type: ignore[assignment]
         query, keys, values = converted[0], converted[1 : len(keys) + 1], converted[len(keys) + 1 :]
-    if not _fits(query, keys, values):
+    if _fits(query, keys, values):
+        check_memory("query", query)
+        for i, (key, value) in enumerate(zip(keys, values, strict=True)):
+            check_memory(f"keys[{i}]", key)
+            check_memory(f"values[{i}]", value)
+    else:
         _check_types(query, keys, values)
         _check_shapes(query, keys, values, enable_gqa)
     count = len(keys)

@@ -10,6 +10,7 @@ from mmfast.ops.fused import check_device
 
 Sizes = Sequence[int] | Mapping[str, int]
 Inputs = Sequence[Tensor] | Mapping[str, Tensor]
+LARGEST = 2**63 - 1  # a size of a tensor
 
 
 class Fusion(nn.Module):
@@ -147,9 +148,9 @@ def without_absent(inputs: Sequence[Tensor], present: Tensor | None) -> list[Ten
 
 
 def check_size(name: str, size: int, least: int = 0) -> int:
-    """``size`` itself, or ValueError unless it is an int of at least ``least``."""
-    if isinstance(size, bool) or not isinstance(size, int) or size < least:
-        raise ValueError(f"{name} is {size!r}; it must be an int of at least {least}")
+    """``size`` itself, or ValueError unless it is an int of at least ``least`` below 2**63."""
+    if isinstance(size, bool) or not isinstance(size, int) or not least <= size <= LARGEST:
+        raise ValueError(f"{name} is {size!r}; it must be an int of at least {least}, below 2**63")
     return size
 
 
@@ -164,8 +165,10 @@ def sizes(in_features: Sizes) -> tuple[int, ...]:
     if not found:
         raise ValueError("in_features is empty; it must give the features of at least one input")
     for size in found:
-        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-            raise ValueError(f"in_features holds {size!r}; each must be an int of at least 0")
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= LARGEST:
+            raise ValueError(
+                f"in_features holds {size!r}; each must be an int of at least 0, below 2**63"
+            )
     return found
 
 

@@ -152,11 +152,33 @@ def check_index_range(inputs: Sequence[Tensor], index: Index) -> None:
 
 
 def check_dense(name: str, x: Tensor) -> None:
-    """Raise TypeError if ``x`` is sparse or nested: its elements have no strides, or no shape."""
+    """Raise TypeError if ``x`` is sparse or nested: its elements have no strides, or no shape.
+
+    RuntimeError if they have no memory.
+    """
     if x.layout is not torch.strided or x.is_nested:
         raise TypeError(
             f"{name} {'is nested' if x.is_nested else f'has layout {x.layout}'}; it must be dense "
             f"({'.to_padded_tensor(0)' if x.is_nested else '.to_dense()'})"
+        )
+    check_memory(name, x)
+
+
+def check_memory(name: str, x: Tensor) -> None:
+    """Raise RuntimeError if the storage of ``x`` was freed or shrunk.
+
+    The operators look themselves; PyTorch's read what is not there, and may end the process.
+    """
+    if type(x) not in (Tensor, torch.nn.Parameter) or x.is_meta or not x.numel():
+        return
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return
+    reach = [(size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)]
+    end = x.storage_offset() + sum(reach) + 1
+    if x.untyped_storage().nbytes() < end * x.element_size():
+        raise RuntimeError(
+            f"{name} has elements without memory: its storage was freed or shrunk; compute with it "
+            "before that"
         )
 
 

@@ -34,7 +34,7 @@ LAYERS_SAY = r"|same dtype|Could not run|not implemented for"
 OPERATORS_SAY = (
     r"|Could not run|API call failed|not implemented for|UTF-8|surrogates|overflow|"
     r"Overloaded torch operator|Not yet supported ScalarType|expected at most|"
-    r"Cannot access data pointer|^mmfast\.|jagged|NestedTensor"
+    r"Cannot access data pointer|^mmfast\.|jagged|NestedTensor|^the gradient of result"
 )
 NEEDED: dict[str, Arguments] = {  # options without which a fusion cannot be made
     "low_rank": {"rank": 2},
@@ -331,6 +331,6 @@ def check_refusal(error: Exception, names: list[str], others: str) -> None:
     """That an error is of a kind that users expect, and names an argument."""
     assert isinstance(error, REFUSALS), f"not an error for users: {error!r}"
     text = str(error)
-    named = any(re.search(rf"\b{re.escape(name)}\b", text) for name in names)
+    named = any(re.search(rf"\b{re.escape(name)}\b", text, re.IGNORECASE) for name in names)
     said = re.search(others, text)
     assert named or said, f"an error that names no argument: {error!r}"

@@ -61,6 +61,10 @@ def fusion(draw: st.DrawFn, name: str) -> Case:
     if name in HEADS:
         heads = draw(st.sampled_from((1, 2, 3)))
         options["num_heads"], out = heads, heads * draw(st.sampled_from((1, 2, 4, 8)))
+        if out <= 2 and name in TOKENS:
+            # Of two features a layer norm keeps which is larger, of one nothing, and its gradient
+            # is a difference of equal numbers: rounding noise, in plain PyTorch as well.
+            out = 4 * heads
     if options.get("condition") == "last":
         options["condition"] = list(range(count - 1))
     batch = draw(st.sampled_from(([], [1], [4], [4], [3, 2], [0], [1, 3, 2], [7])))

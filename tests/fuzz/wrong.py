@@ -39,6 +39,8 @@ def constant(value: Any) -> Change:
 
 
 def freed(x: Tensor) -> Tensor:
+    if x.untyped_storage().nbytes() == 0:
+        raise ValueError  # freed already: it cannot be copied
     x = x.detach().clone()
     x.untyped_storage().resize_(0)
     return x

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
@@ -207,6 +208,13 @@ def test_gradient_without_strides(case):
     check_close(list(torch.autograd.grad(result.sum(), leaves)), list(expected))
 
 
+def resized(share: float, x: Tensor) -> Tensor:
+    """A copy whose storage keeps that share of its bytes, which PyTorch itself does not notice."""
+    x = x.clone()
+    x.untyped_storage().resize_(int(share * x.untyped_storage().nbytes()))
+    return x
+
+
 def wrong(case: Case) -> dict[str, tuple[tuple, type[Exception], str]]:
     inputs, count = case.inputs(), len(case.in_features)
     there = torch.ones(*BATCH, count, dtype=torch.bool)
@@ -244,10 +252,13 @@ def wrong(case: Case) -> dict[str, tuple[tuple, type[Exception], str]]:
                 ("sparse", Tensor.to_sparse, TypeError, r"has layout torch\.sparse_coo"),
                 ("nested", lambda x: torch.nested.nested_tensor([*x]), TypeError, "is nested"),
                 ("meta", lambda x: x.to("meta"), ValueError, "is on meta but .* share"),
+                ("freed", partial(resized, 0), RuntimeError, "has elements without memory"),
+                ("shrunk", partial(resized, 0.5), RuntimeError, "has elements without memory"),
             )
             for present in (None, there)
         },
         "present sparse": ((inputs, there.to_sparse()), TypeError, "present has layout"),
+        "present freed": ((inputs, resized(0, there)), RuntimeError, "present has elements without"),
         "present elsewhere": ((inputs, there.to("meta")), ValueError, "present is on meta but inp"),
     }
 

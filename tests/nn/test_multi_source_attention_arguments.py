@@ -38,6 +38,8 @@ def test_constructor_refuses(kind, arguments, message):
 
 X, Y, Z = torch.randn(2, 4, 3), torch.randn(2, 6, 5), torch.randn(2, 3, 4)
 MASK = torch.ones(2, 4, dtype=torch.bool)
+FREED = MASK.clone()
+FREED.untyped_storage().resize_(0)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,7 @@ MASK = torch.ones(2, 4, dtype=torch.bool)
         (([X, Y, Z], None, [MASK]), ValueError, "masks has 1 entries but there are 3 modalities"),
         (([X, Y, Z], None, [MASK, 1, None]), TypeError, r"masks\[1\] must be a bool tensor or"),
         (([X, Y, Z], None, [MASK + 0.0, None, None]), TypeError, r"masks\[0\] has dtype"),
+        (([X, Y, Z], None, [FREED, None, None]), RuntimeError, r"masks\[0\] has elements without"),
         (([X, Y, Z], None, [MASK.to_sparse(), None, None]), TypeError, r"masks\[0\] has layout"),
         (
             ([X, Y, Z], None, [MASK.to("meta"), None, None]),

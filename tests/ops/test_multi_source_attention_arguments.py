@@ -9,7 +9,15 @@ pytestmark = pytest.mark.cpu_only  # the arguments are made when this file is re
 
 Q, K, V = torch.ones(2, 4, 5, 8), torch.ones(2, 4, 6, 8), torch.ones(2, 4, 6, 8)
 MASK, PRESENT = torch.ones(2, 4, 5, 6, dtype=torch.bool), torch.ones(2, 1, dtype=torch.bool)
+FREED = torch.ones(2, 4, 6, 8)
+FREED.untyped_storage().resize_(1000)
+LOST = MASK.clone()
+LOST.untyped_storage().resize_(0)
 WRONG = {
+    "freed keys": ((Q, [FREED], [V]), {}, RuntimeError, r"keys\[0\] has elements without memory"),
+    "freed values": ((Q, [K], [FREED]), {}, RuntimeError, r"values\[0\] has elements without memo"),
+    "freed query": ((FREED, [K], [V]), {}, RuntimeError, "query has elements without memory"),
+    "freed mask": ((Q, [K], [V], [LOST]), {}, RuntimeError, r"masks\[0\] has elements without"),
     "query": ((None, [K], [V]), {}, TypeError, "query must be a tensor, got NoneType"),
     "tensor as keys": ((Q, K, V), {}, TypeError, "keys must be a sequence of tensors, got Tensor"),
     "values": ((Q, [K], [3]), {}, TypeError, r"values\[0\] must be a tensor, got int"),
