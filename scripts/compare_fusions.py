@@ -53,7 +53,10 @@ def trained(name: str, config: Config, seed: int) -> Run:
     model = config.model.model_copy(update={"fusion": fusion})
     with TemporaryDirectory() as folder:
         joined = config.model_copy(update={"model": model})
-        return fit(variant(joined, tuple(model.encoders), seed, Path(folder)))
+        run = fit(variant(joined, tuple(model.encoders), seed, Path(folder)))
+    if run.signal is not None:  # it ended before its time
+        raise SystemExit(128 + run.signal)
+    return run
 
 
 def step(fusion: nn.Module, widths: Sequence[int]):

@@ -27,6 +27,7 @@ from rich.console import Console
 ROOT = Path(__file__).resolve().parent.parent
 LIST = ROOT / "scripts" / "mutants.yaml"
 LIMIT_SECONDS = 900  # a fault that makes the tests hang is noticed
+AS_IN_MAKE_TEST = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def _run_tests(copy: Path, tests: Sequence[str]) -> subprocess.CompletedProcess[
     return subprocess.run(
         [*command, *tests],
         cwd=copy,
-        env={**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, **AS_IN_MAKE_TEST, "PYTHONPATH": str(copy)},
         capture_output=True,
         text=True,
         timeout=LIMIT_SECONDS if len(tests) < 5 else None,
