@@ -73,9 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run it; 0 if every fault was noticed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="*", help="faults that match this pattern")
+    parser.add_argument("--part", choices=("python", "compiled"), help="only faults in this")
     arguments = parser.parse_args(argv)
     console = Console(highlight=False)
     mutants = [m for m in read_mutants() if fnmatch.fnmatch(m.fault, arguments.only)]
+    if arguments.part:
+        mutants = [m for m in mutants if m.compiled == (arguments.part == "compiled")]
     beyond = [m for m in mutants if not m.runs_here]
     mutants = [m for m in mutants if m.runs_here]
     mutants.sort(key=lambda m: m.compiled)  # a fault in Python is not to meet a library with one
@@ -88,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _copy_tree(copy, compiled=any(m.compiled for m in mutants))
         tests = sorted({name for m in mutants for name in m.tests.split()})
         console.print(f"{len(mutants)} faults; first the tests without any")
-        healthy = _run_tests(copy, tests)
+        healthy = _run_tests(copy, tests, "-n", "auto", "--dist", "loadfile")
         if healthy.returncode != 0:
             console.print(healthy.stdout[-4000:], markup=False)
             console.print("the tests fail without a fault: nothing can be said")
@@ -129,15 +132,16 @@ def _build(copy: Path) -> None:
         raise SystemExit(f"the copy does not compile:\n{done.stdout[-4000:]}{done.stderr[-2000:]}")
 
 
-def _run_tests(copy: Path, tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider"]
+def _run_tests(copy: Path, tests: Sequence[str], *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-W", "ignore"]
+    command += ["-p", "no:cacheprovider"]
     return subprocess.run(
-        [*command, *tests],
+        [*command, *options, *tests],
         cwd=copy,
         env={**os.environ, **AS_IN_MAKE_TEST, "PYTHONPATH": str(copy)},
         capture_output=True,
         text=True,
-        timeout=LIMIT_SECONDS if len(tests) < 5 else None,
+        timeout=None if options else LIMIT_SECONDS,
     )
 
 

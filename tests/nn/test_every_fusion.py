@@ -258,7 +258,11 @@ def wrong(case: Case) -> dict[str, tuple[tuple, type[Exception], str]]:
             for present in (None, there)
         },
         "present sparse": ((inputs, there.to_sparse()), TypeError, "present has layout"),
-        "present freed": ((inputs, resized(0, there)), RuntimeError, "present has elements without"),
+        "present freed": (
+            (inputs, resized(0, there)),
+            RuntimeError,
+            "present has elements without",
+        ),
         "present elsewhere": ((inputs, there.to("meta")), ValueError, "present is on meta but inp"),
     }
 
