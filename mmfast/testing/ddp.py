@@ -32,7 +32,7 @@ def train_under_ddp(encoder: nn.Module, batches: Sequence[Batch]) -> None:
         model = DistributedDataParallel(encoder)
         if alone:
             # Gloo's threads let go of their work under the interpreter's lock, and are waited for
-            # with the lock held when the group ends: there must be no work just before (torch 2.13).
+            # with it held when the group ends: there must be no work just before (torch 2.13).
             model.register_comm_hook(None, lambda _, bucket: _done(bucket.buffer()))
         for batch in batches:
             values = torch.nan_to_num(model(batch).values)
