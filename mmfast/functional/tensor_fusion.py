@@ -1,6 +1,5 @@
 """``tensor_fusion``: the linear map of an outer product, contracted group by group."""
 
-import contextlib
 import math
 from collections.abc import Sequence
 from itertools import accumulate
@@ -136,7 +135,9 @@ def _check(
         )
     batch = batch_shape(inputs)
     if isinstance(present, Tensor) and present.shape[-1:] == (len(inputs),):
-        with contextlib.suppress(RuntimeError):  # what does not broadcast keeps its own shape
+        try:  # noqa: SIM105  torch.compile of torch 2.10 does not know contextlib.suppress
             present = present.expand(*batch, len(inputs))
+        except RuntimeError:  # what does not broadcast keeps its own shape, and is told below
+            pass
     check_present(present, batch, len(inputs))
     return batch

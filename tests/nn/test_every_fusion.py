@@ -353,6 +353,8 @@ def test_compile(case):
 )
 def test_compile_inductor(name):
     """The backend that people use: what it makes of the operators' strides and fakes."""
+    if name == "cross attention" and torch.__version__.startswith("2.10."):
+        pytest.skip("torch 2.10 compiles no gradient of attention with a mask in float64")
     case = CASES[name]
     module, present = randomise(case.make()), case.present()
     torch._dynamo.reset()  # tests before this one may have used up the recompilations of a forward
