@@ -387,7 +387,7 @@ std::vector<Tensor> concat_linear_backward(const Tensor& grad, const std::vector
     STD_TORCH_CHECK(!seen[position], "wanted holds ", position, " twice");
     seen[position] = true;
     target = result.back().mutable_data_ptr();
-    if (plan.method == Method::empty) {
+    if (plan.method == Method::empty && result.back().numel() > 0) {
       std::memset(target, 0, result.back().numel() * call.element_size);
     }
   }
