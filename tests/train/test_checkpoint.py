@@ -29,6 +29,28 @@ def save(run, step, value=1.0, **more):
     return save_checkpoint(run, step, tensors=tensors, **{**arguments, **more})
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the system which file it is")
+def test_all_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Names may outlive a loss of power that contents do not."""
+    synced, fsync, replace = [], os.fsync, os.replace
+
+    def noted(handle):
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    def named(source, target):
+        if os.path.isdir(source) and not os.path.islink(source):
+            assert set(os.listdir(source)) <= set(synced), "named before it was on disk"
+            assert os.path.basename(source) in synced
+            synced.append("named")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "replace", named)
+    assert len(os.listdir(save(tmp_path, 1))) >= 4
+    assert "named" in synced
+
+
 def test_what_was_saved_is_read_back(tmp_path):
     base = torch.randn(4, 6)
     tied = torch.randn(2, 2)

@@ -179,6 +179,43 @@ def test_averaged_weights_are_those_that_are_evaluated(tmp_path):
     assert not torch.equal(run.model.state_dict()[name], found["model"][name])
 
 
+def test_what_is_measured_while_training_are_the_averaged_weights(tmp_path):
+    run = fit(small_config(tmp_path, "train.ema=0.9", "train.schedule=constant"))
+    best = min(run.progress.history, key=lambda record: record["val_loss"])
+    assert run.evaluate(side="val")["loss"] == pytest.approx(best["val_loss"], rel=1e-5)
+
+
+def test_gradients_are_clipped(tmp_path):
+    """A step of plain SGD moves the parameters by the norm of their gradients times the rate."""
+    moved = {}
+    for clip in ("null", "0.01"):
+        run = fit(
+            small_config(
+                tmp_path,
+                f"run.dir={tmp_path / clip}",
+                f"train.clip_norm={clip}",
+                *("train.epochs=1", "train.batch_size=60", "train.schedule=constant"),
+                *("train.optimizer=sgd", "train.momentum=0", "train.weight_decay=0", "train.lr=1"),
+            )
+        )
+        torch.manual_seed(0)
+        state = load_checkpoint(run.path / "last").state
+        fresh = build_model(run.config, state["options"], run.labels).parameters()
+        pairs = zip(fresh, run.model.parameters(), strict=True)
+        moved[clip] = math.hypot(*(float((x - y).detach().norm()) for x, y in pairs))
+    assert moved["null"] > 0.1
+    assert moved["0.01"] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_matrices_decay_and_biases_do_not(tmp_path):
+    run = fit(small_config(tmp_path, "train.epochs=1", "train.weight_decay=0.3"))
+    found = {0.3: 0, 0.0: 0}
+    for group in load_checkpoint(run.path / "last").state["optimizer"]["groups"]:
+        found[group["weight_decay"]] += len(group["params"])
+    matrices = [p.dim() > 1 for p in run.model.parameters()]
+    assert found == {0.3: matrices.count(True), 0.0: matrices.count(False)}
+
+
 @pytest.mark.parametrize(
     ("overrides", "metric"),
     [
