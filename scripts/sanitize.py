@@ -134,7 +134,8 @@ def address(full: bool) -> None:
     """Memory errors, undefined behaviour, leaks."""
     log = f"log_path={BUILD / 'address' / 'report'}"
     settings = {
-        "LD_PRELOAD": compilers("libasan.so"),
+        # Python loads the C++ library too late for exceptions to be followed.
+        "LD_PRELOAD": f"{compilers('libasan.so')} {compilers('libstdc++.so.6')}",
         "ASAN_OPTIONS": f"{log}:detect_leaks=1:exitcode=99",
         "UBSAN_OPTIONS": f"{log}:print_stacktrace=1:halt_on_error=1",
         "LSAN_OPTIONS": f"{log}:exitcode=0",  # what leaks is sorted out above

@@ -193,6 +193,26 @@ def test_exact(problem, dtype, isa, bias, activation, transposed):
         assert torch.equal(f, x.to(dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_weight_gradient_over_many_blocks_of_rows(dtype):
+    """More rows than one pass holds, an odd number of them: the sums of all are there, exactly."""
+    rows, cols = 2501, 48
+    inputs = [integers((rows, 64), -1, 1, dtype), integers((rows, 7), -1, 1, dtype)]
+    weight, grad = integers((cols, 71), -1, 1, dtype), integers((rows, cols), -1, 1, dtype)
+    found = reference.run(concat_linear, inputs, weight, None, grad)[-1]
+    assert torch.equal(found.double(), grad.double().T @ torch.cat(inputs, 1).double())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_infinite_gradient_of_an_odd_last_row(dtype):
+    """Rows are multiplied two by two in 16 bits; beside the last one there is nothing."""
+    x, weight = torch.ones(129, 64, dtype=dtype), torch.ones(48, 64, dtype=dtype)
+    grad = torch.zeros(129, 48, dtype=dtype)
+    grad[-1] = torch.inf
+    found = reference.run(concat_linear, [x], weight, None, grad)[-1]
+    assert (found == torch.inf).all()
+
+
 CLOSE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.02, torch.float16: 2e-3}
 
 
