@@ -107,35 +107,55 @@ inline torch::stable::Tensor as_tensor(const Matrix& m, int32_t dtype) {
   return borrow(m.data, {sizes, 2}, {strides, 2}, dtype);
 }
 
-// For a product. torch 2.10 reads a 16-bit row or column as if its elements stood side by side.
-inline torch::stable::Tensor as_factor(const Matrix& m, int32_t dtype) {
+// torch 2.10 takes a 16-bit row or column of a product as if its elements stood side by side.
+inline bool is_misread(const Matrix& m, int32_t dtype) {
   const bool wide = dtype == aoti_torch_dtype_float32() || dtype == aoti_torch_dtype_float64();
-  const bool apart = (m.cols == 1 && m.row_stride != 1) || (m.rows == 1 && m.col_stride != 1);
+  return !wide && ((m.cols == 1 && m.row_stride != 1) || (m.rows == 1 && m.col_stride != 1));
+}
+
+inline torch::stable::Tensor as_factor(const Matrix& m, int32_t dtype) {
   const auto t = as_tensor(m, dtype);
-  return apart && !wide ? torch::stable::contiguous(t) : t;
+  return is_misread(m, dtype) ? torch::stable::contiguous(t) : t;
+}
+
+// `multiply` writes to what it is given, which is `out` or a copy of it that goes there.
+template <typename Multiply>
+void write_product(const Matrix& out, int32_t dtype, const Multiply& multiply) {
+  const auto o = as_tensor(out, dtype);
+  if (is_misread(out, dtype)) {
+    auto target = o;
+    const auto copy = torch::stable::contiguous(o);
+    multiply(copy);
+    torch::stable::copy_(target, copy);
+  } else {
+    multiply(o);
+  }
 }
 
 // out = a b, or out += a b
 inline void matmul(const Matrix& out, const Matrix& a, const Matrix& b, int32_t dtype,
                    bool accumulate = false) {
-  const auto o = as_tensor(out, dtype);
   const auto x = as_factor(a, dtype);
   const auto y = as_factor(b, dtype);
-  if (accumulate) {
-    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(o.get(), o.get(), x.get(), y.get(), 1.0, 1.0));
-  } else {
-    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(o.get(), x.get(), y.get()));
-  }
+  write_product(out, dtype, [&](const torch::stable::Tensor& o) {
+    if (accumulate) {
+      TORCH_ERROR_CODE_CHECK(
+          aoti_torch_cpu_addmm_out(o.get(), o.get(), x.get(), y.get(), 1.0, 1.0));
+    } else {
+      TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(o.get(), x.get(), y.get()));
+    }
+  });
 }
 
 // out = a b + row, the row broadcast over out's rows
 inline void matmul_add_row(const Matrix& out, const Matrix& a, const Matrix& b, const void* row,
                            int32_t dtype) {
-  const auto o = as_tensor(out, dtype);
   const auto x = as_factor(a, dtype);
   const auto y = as_factor(b, dtype);
   const auto r = as_tensor(Matrix{const_cast<void*>(row), out.rows, out.cols, 0, 1}, dtype);
-  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(o.get(), r.get(), x.get(), y.get(), 1.0, 1.0));
+  write_product(out, dtype, [&](const torch::stable::Tensor& o) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(o.get(), r.get(), x.get(), y.get(), 1.0, 1.0));
+  });
 }
 
 }  // namespace mmfast
