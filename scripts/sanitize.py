@@ -35,8 +35,8 @@ QUICK = (
     "tests/functional/test_fused_arguments.py",
 )
 # Not about memory: the symbols of the library, and code that Inductor's compiler makes, minutes
-# of it in a compiler that runs under the sanitizer too. Nor the bounds of errors in float32: without
-# optimisation products are rounded before they are added.
+# of it in a compiler that runs under the sanitizer too. Nor the bounds of errors in float32:
+# without optimisation products are rounded before they are added.
 LEFT_OUT = (
     "not (test_only_the_stable_abi or test_wide_registers or compile or inductor or export "
     "or (test_numbers and float32))"
