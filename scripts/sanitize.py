@@ -101,8 +101,8 @@ def pytest(sanitizer: str, settings: dict[str, str], paths: tuple[str, ...], *op
     folder = BUILD / sanitizer
     for old in folder.glob("report.*"):
         old.unlink()
-    # Not captured: what a sanitizer says before it ends the process would be lost.
-    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", *options]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
+    command += ["-n", "auto", "--maxprocesses", "8", "--dist", "worksteal"]
     command += ["--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")]
     settings = {**settings, "PYTHONPATH": str(package), "PYTHONMALLOC": "malloc"}
     # From the package's folder, which comes before the source tree then.
