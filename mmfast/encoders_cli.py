@@ -31,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return run(arguments)
+    except BrokenPipeError:  # mmfast.cli knows whose
+        raise
     except (OSError, PluginLoadError, TypeError, ValueError) as error:
         print(f"mmfast encoders: {error}", file=sys.stderr)
         return 1

@@ -36,6 +36,26 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
+@pytest.mark.parametrize("command", ["--help", "config schema", "encoders list", "doctor"])
+def test_a_reader_that_goes_is_no_error(command):
+    code = f"import sys; from mmfast import cli; sys.exit(cli.main({command.split()!r}))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 1
+
+
+def test_other_broken_pipes_are_told(monkeypatch):
+    def broken(argv: list[str]) -> int:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("mmfast.doctor.main", broken)
+    with pytest.raises(BrokenPipeError):
+        cli.main(["doctor"])
+
+
 @pytest.mark.parametrize("missing", ["matplotlib", "rich", "torchmetrics", "PIL"])
 def test_missing_package_is_named(missing):
     done = run(

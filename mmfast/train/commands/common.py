@@ -30,6 +30,8 @@ def told(command: str, body: Callable[[], int]) -> int:
         return 0
     try:
         return body()
+    except BrokenPipeError:  # mmfast.cli knows whose
+        raise
     except (*_TOLD, PluginLoadError) as error:
         if os.environ.get("MMFAST_TRACEBACK") == "1":
             raise
