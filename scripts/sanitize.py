@@ -44,7 +44,7 @@ LEFT_OUT = (
 
 # Whether a leak or a race is mmfast's: its code stands in a stack. Module and function tables of
 # pybind11 last as long as the process.
-OWN_CODE = re.compile(r"mmfast/_C\.")
+OWN_CODE = re.compile(r"(?:mmfast/|\()_C\.")  # in reports of races libraries have no path
 FOR_EVER = re.compile(r"PyInit__C|pybind11")
 
 
