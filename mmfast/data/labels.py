@@ -198,12 +198,12 @@ def _fit_regression(
 def _check_count(kind: str, column: str, classes: Sequence[str]) -> None:
     if len(set(classes)) != len(classes):
         raise LabelError(f"classes names one twice: {_few(classes)}")
-    least = 1 if kind == "multilabel" else 2
-    if len(classes) < least or (kind == "binary" and len(classes) > 2):
-        need = "exactly 2" if kind == "binary" else f"at least {least}"
+    if len(classes) < 2 or (kind == "binary" and len(classes) > 2):
+        need = "exactly 2" if kind == "binary" else "at least 2"
+        hint = "; for one label that is there or not, give it a 0/1 column and the type binary"
         raise LabelError(
             f"{column!r} has {len(classes)} classes in the training split ({_few(classes)}); "
-            f"a {kind} task needs {need}"
+            f"a {kind} task needs {need}{hint if kind == 'multilabel' else ''}"
         )
 
 

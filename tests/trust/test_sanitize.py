@@ -14,6 +14,9 @@ WARNING: ThreadSanitizer: data race (pid=1)
   Previous write of size 8 at 0x7b44 by main thread:
     #0 c10::alloc_cpu(unsigned long) <null> (libc10.so+0x91f7e)
 
+  Thread T22 (tid=2, running) created by main thread at:
+    #0 parallel_for csrc/cpu/weighted_sum.cpp:78 (_C.cpython-311.so+0x1)
+
 SUMMARY: ThreadSanitizer: data race
 ==================
 """
