@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -102,11 +103,23 @@ inline void check_bias(const std::optional<Tensor>& bias, const Tensor& weight) 
   }
 }
 
+// Whether one of the gradients to compute is that of an input.
+inline bool wants_input(const std::vector<int64_t>& wanted, int64_t inputs) {
+  return std::any_of(wanted.begin(), wanted.end(), [inputs](int64_t i) { return i < inputs; });
+}
+
 inline Activation check_activation(const std::string& name) {
   const Activation activation = parse_activation(name);
   STD_TORCH_CHECK(activation != Activation::unknown, "activation is '", name,
                   "'; it must be none, relu, gelu, gelu_tanh, silu, tanh or sigmoid");
   return activation;
+}
+
+inline Activation check_activation(int64_t code) {
+  STD_TORCH_CHECK(0 <= code && code < static_cast<int64_t>(Activation::unknown), "activation is ",
+                  code,
+                  "; it must be a position in none, relu, gelu, gelu_tanh, silu, tanh, sigmoid");
+  return static_cast<Activation>(code);
 }
 
 }  // namespace mmfast

@@ -26,7 +26,7 @@ def schemas() -> dict[str, Any]:
     """The schemas of the operators over rows, by name and overload."""
     found = {}
     for name in (*OPERATORS, "concat_linear"):
-        for operator in (name, f"{name}_backward"):
+        for operator in (name, f"{name}_backward", f"{name}_plain"):
             packet = getattr(torch.ops.mmfast, operator, None)
             for overload in packet.overloads() if packet else ():
                 found[f"{operator}.{overload}"] = getattr(packet, overload)._schema

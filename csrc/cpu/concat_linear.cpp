@@ -240,34 +240,35 @@ void forward_dot(const Call& call, const Matrix& out, const void* bias, Activati
   });
 }
 
-std::tuple<Tensor, Tensor> concat_linear(const std::vector<Tensor>& inputs, const Tensor& weight,
-                                         const std::optional<Tensor>& bias,
-                                         const std::vector<Tensor>& index,
-                                         const std::vector<int64_t>& indexed,
-                                         const Text& activation_name, bool training) {
-  const Activation activation = check_activation(activation_name);
+// The result, and what the activation was applied to if `preactivation` is not null.
+Tensor forward(const std::vector<Tensor>& inputs, const Tensor& weight,
+               const std::optional<Tensor>& bias, const std::vector<Tensor>& index,
+               const std::vector<int64_t>& indexed, Activation activation,
+               std::optional<Tensor>* preactivation) {
   const ConcatLinearShape shape = check_concat_linear(inputs, weight, index, indexed);
   check_bias(bias, weight);
-  const bool keep = training && needs_preactivation(activation);
 
   const Tensor usable_weight = with_unit_column_stride(weight);
   std::vector<Source> sources = make_sources(inputs, index, indexed, shape);
   const Call call = make_call(shape, sources, usable_weight);
   const Tensor result = empty_result(shape.output_sizes(), call.dtype_code);
-  const Tensor preactivation = empty_cpu(keep ? shape.output_sizes() : Dims{0}, call.dtype_code);
+  void* pre = nullptr;
+  if (preactivation != nullptr) {
+    *preactivation = empty_cpu(shape.output_sizes(), call.dtype_code);
+    pre = (*preactivation)->mutable_data_ptr();
+  }
   const Matrix out{result.mutable_data_ptr(), shape.rows, shape.cols, shape.cols};
-  void* pre = keep ? preactivation.mutable_data_ptr() : nullptr;
   const std::optional<Tensor> usable_bias =
       bias ? std::optional(contiguous_cpu(*bias)) : std::nullopt;
   const void* bias_data = bias ? usable_bias->const_data_ptr() : nullptr;
   if (shape.rows == 0 || shape.cols == 0) {
-    return {result, preactivation};
+    return result;
   }
 
   const Plan plan = plan_call(call);
   if (plan.method == Method::tiny || plan.method == Method::dot) {
     forward_dot(call, out, bias_data, activation, pre);
-    return {result, preactivation};
+    return result;
   }
   gather_first(call, sources);
   if (plan.method == Method::kernel) {
@@ -275,7 +276,28 @@ std::tuple<Tensor, Tensor> concat_linear(const std::vector<Tensor>& inputs, cons
   } else {
     forward_library(call, plan, out, bias_data, activation, pre);
   }
-  return {result, preactivation};
+  return result;
+}
+
+std::tuple<Tensor, Tensor> concat_linear(const std::vector<Tensor>& inputs, const Tensor& weight,
+                                         const std::optional<Tensor>& bias,
+                                         const std::vector<Tensor>& index,
+                                         const std::vector<int64_t>& indexed,
+                                         const Text& activation_name, bool training) {
+  const Activation activation = check_activation(activation_name);
+  std::optional<Tensor> preactivation;
+  const bool keep = training && needs_preactivation(activation);
+  Tensor result =
+      forward(inputs, weight, bias, index, indexed, activation, keep ? &preactivation : nullptr);
+  if (!preactivation) {
+    preactivation = empty_cpu({0}, dtype_of(result));
+  }
+  return {std::move(result), std::move(*preactivation)};
+}
+
+Tensor concat_linear_plain(const std::vector<Tensor>& inputs, const Tensor& weight,
+                           const std::optional<Tensor>& bias, int64_t activation) {
+  return forward(inputs, weight, bias, {}, {}, check_activation(activation), nullptr);
 }
 
 }  // namespace
@@ -284,4 +306,5 @@ std::tuple<Tensor, Tensor> concat_linear(const std::vector<Tensor>& inputs, cons
 STABLE_TORCH_LIBRARY_IMPL(mmfast, CPU, m) {
   m.impl("concat_linear", TORCH_BOX(&mmfast::concat_linear));
   m.impl("concat_linear.no_autograd", TORCH_BOX(&mmfast::concat_linear));
+  m.impl("concat_linear_plain", TORCH_BOX(&mmfast::concat_linear_plain));
 }

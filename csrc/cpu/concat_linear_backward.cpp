@@ -363,12 +363,14 @@ std::vector<Tensor> concat_linear_backward(const Tensor& grad, const std::vector
     check_shape(saved, "saved", shape.output_sizes());
     check_storage(saved, [] { return "saved"; });
   }
-  const Tensor usable_weight = with_unit_column_stride(weight);
+  const int64_t count = static_cast<int64_t>(inputs.size());
+  // The weight is read for the gradients of inputs alone; else it may be a shape without values.
+  const Tensor usable_weight =
+      wants_input(wanted, count) ? with_unit_column_stride(weight) : weight;
   std::vector<Source> sources = make_sources(inputs, index, indexed, shape);
   const Call call = make_call(shape, sources, usable_weight);
   const Plan plan = plan_call(call);
 
-  const int64_t count = static_cast<int64_t>(inputs.size());
   Wanted targets;
   std::vector<void*> per_input(count, nullptr);
   std::vector<bool> seen(count + 2, false);

@@ -273,25 +273,25 @@ void forward_library(const Call& call, const GpuPlan& plan, const Output& out) {
   }
 }
 
-std::tuple<Tensor, Tensor> concat_linear(const std::vector<Tensor>& inputs, const Tensor& weight,
-                                         const std::optional<Tensor>& bias,
-                                         const std::vector<Tensor>& index,
-                                         const std::vector<int64_t>& indexed,
-                                         const Text& activation_name, bool training) {
+// The result, and what the activation was applied to if `preactivation` is not null.
+Tensor forward(const std::vector<Tensor>& inputs, const Tensor& weight,
+               const std::optional<Tensor>& bias, const std::vector<Tensor>& index,
+               const std::vector<int64_t>& indexed, Activation activation,
+               std::optional<Tensor>* preactivation) {
   const DeviceGuard guard(weight);
-  const Activation activation = check_activation(activation_name);
   const Call call = make_call(inputs, weight, index, indexed);
   check_bias(bias, weight);
-  const bool keep = training && needs_preactivation(activation);
   const Tensor result = call.empty(call.shape.output_sizes(), call.dtype);
-  const Tensor preactivation = call.empty(keep ? call.shape.output_sizes() : Dims{0}, call.dtype);
+  if (preactivation != nullptr) {
+    *preactivation = call.empty(call.shape.output_sizes(), call.dtype);
+  }
   if (call.shape.rows == 0 || call.shape.cols == 0) {
-    return {result, preactivation};
+    return result;
   }
   const std::optional<Tensor> usable_bias = bias ? std::optional(dense(*bias)) : std::nullopt;
   const Output out{
       Matrix{result.mutable_data_ptr(), call.shape.rows, call.shape.cols, call.shape.cols},
-      keep ? preactivation.mutable_data_ptr() : nullptr,
+      preactivation != nullptr ? (*preactivation)->mutable_data_ptr() : nullptr,
       usable_bias ? usable_bias->const_data_ptr() : nullptr, activation};
   const GpuPlan plan = plan_call(call, activation != Activation::none);
   if (plan.plan.method == Method::kernel) {
@@ -299,7 +299,28 @@ std::tuple<Tensor, Tensor> concat_linear(const std::vector<Tensor>& inputs, cons
   } else {
     forward_library(call, plan, out);
   }
-  return {result, preactivation};
+  return result;
+}
+
+std::tuple<Tensor, Tensor> concat_linear(const std::vector<Tensor>& inputs, const Tensor& weight,
+                                         const std::optional<Tensor>& bias,
+                                         const std::vector<Tensor>& index,
+                                         const std::vector<int64_t>& indexed,
+                                         const Text& activation_name, bool training) {
+  const Activation activation = check_activation(activation_name);
+  std::optional<Tensor> preactivation;
+  const bool keep = training && needs_preactivation(activation);
+  Tensor result =
+      forward(inputs, weight, bias, index, indexed, activation, keep ? &preactivation : nullptr);
+  if (!preactivation) {
+    preactivation = empty(result, {0}, dtype_code(result));
+  }
+  return {std::move(result), std::move(*preactivation)};
+}
+
+Tensor concat_linear_plain(const std::vector<Tensor>& inputs, const Tensor& weight,
+                           const std::optional<Tensor>& bias, int64_t activation) {
+  return forward(inputs, weight, bias, {}, {}, check_activation(activation), nullptr);
 }
 
 }  // namespace
@@ -308,4 +329,5 @@ std::tuple<Tensor, Tensor> concat_linear(const std::vector<Tensor>& inputs, cons
 STABLE_TORCH_LIBRARY_IMPL(mmfast, CUDA, m) {
   m.impl("concat_linear", TORCH_BOX(&mmfast::cuda::concat_linear));
   m.impl("concat_linear.no_autograd", TORCH_BOX(&mmfast::cuda::concat_linear));
+  m.impl("concat_linear_plain", TORCH_BOX(&mmfast::cuda::concat_linear_plain));
 }

@@ -218,7 +218,9 @@ std::vector<Tensor> concat_linear_backward(const Tensor& grad, const std::vector
                                            const std::vector<int64_t>& wanted) {
   const DeviceGuard guard(weight);
   const Activation activation = check_activation(activation_name);
-  const Call call = make_call(inputs, weight, index, indexed);
+  const int64_t count = static_cast<int64_t>(inputs.size());
+  // The weight is read for the gradients of inputs alone; else it may be a shape without values.
+  const Call call = make_call(inputs, weight, index, indexed, wants_input(wanted, count));
   const ConcatLinearShape& shape = call.shape;
   check_alike(grad, "grad", weight, "weight");
   check_shape(grad, "grad", shape.output_sizes());
@@ -228,7 +230,6 @@ std::vector<Tensor> concat_linear_backward(const Tensor& grad, const std::vector
     check_shape(saved, "saved", shape.output_sizes());
     check_storage(saved, [] { return "saved"; });
   }
-  const int64_t count = static_cast<int64_t>(inputs.size());
   const bool empty = shape.rows == 0 || shape.cols == 0;
   Wanted targets;
   std::vector<void*> per_input(count, nullptr);

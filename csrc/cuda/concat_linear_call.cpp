@@ -67,12 +67,13 @@ Picked empty_aligned(const Call& call, int64_t rows, int64_t cols) {
 }  // namespace
 
 Call make_call(const std::vector<Tensor>& inputs, const Tensor& weight,
-               const std::vector<Tensor>& index, const std::vector<int64_t>& indexed) {
+               const std::vector<Tensor>& index, const std::vector<int64_t>& indexed,
+               bool reads_weight) {
   const DeviceFacts& facts = device_facts(weight.get_device_index());
   STD_TORCH_CHECK(facts.major >= 8, "this GPU has compute capability ", facts.major, ".",
                   facts.minor, "; mmfast needs 8.0 or newer");
   const ConcatLinearShape shape = check_concat_linear(inputs, weight, index, indexed);
-  const Tensor usable_weight = with_unit_column_stride(weight);
+  const Tensor usable_weight = reads_weight ? with_unit_column_stride(weight) : weight;
   const Element element = element_of(weight.scalar_type());
   Call call{shape,
             {},

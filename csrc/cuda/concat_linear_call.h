@@ -60,9 +60,11 @@ struct Call {
   }
 };
 
-// Everything but the plan; launches the checks of the index tensors.
+// Everything but the plan; launches the checks of the index tensors. A weight that is not read need
+// not lie as products want it.
 Call make_call(const std::vector<Tensor>& inputs, const Tensor& weight,
-               const std::vector<Tensor>& index, const std::vector<int64_t>& indexed);
+               const std::vector<Tensor>& index, const std::vector<int64_t>& indexed,
+               bool reads_weight = true);
 
 GpuPlan plan_call(const Call& call, bool finishing);
 

@@ -44,6 +44,7 @@ class Case:
         size: place on that plot's axis.
         axis: name of that axis.
         threads: of torch, where the case is about them.
+        frozen: whether the inputs come from frozen encoders and so have no gradients.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Case:
     size: float = 0
     axis: str = ""
     threads: int | None = None
+    frozen: bool = False
 
     operator = "concat_linear"
     ceilings = ("linear",)  # besides the copy
@@ -104,7 +106,10 @@ class Case:
         results = {"forward": 1, "backward": 1, "both": 2}[mode]
         index = sum(prod(x.index) for x in self.inputs if x.index is not None)
         passes = 2 if mode == "both" else 1
-        return itemsize * (times * given + results * n["result"]) + 8 * passes * index
+        kept = 0
+        if self.frozen and mode != "forward":  # backward: no input's gradient, no weight
+            kept = n["inputs"] + n["parameters"]
+        return itemsize * (times * given + results * n["result"] - kept) + 8 * passes * index
 
     def needed_bytes(self, itemsize: int, mode: str) -> int:
         """Estimate of the memory that measuring ``mode`` takes, all peers' data together."""
@@ -114,12 +119,13 @@ class Case:
 
     def flops(self, mode: str) -> int:
         """Floating-point operations of the linear layer on the concatenation."""
-        passes = {"forward": 1, "backward": 2, "both": 3}[mode]
+        backward = 1 if self.frozen else 2
+        passes = {"forward": 1, "backward": backward, "both": 1 + backward}[mode]
         return 2 * passes * self.rows * self.width * self.out_features
 
     def written(self, mode: str) -> list[int]:
         """Elements of each tensor that ``mode`` returns."""
-        gradients = [prod(x.shape) for x in self.inputs if x.same_as is None]
+        gradients = [prod(x.shape) for x in self.inputs if x.same_as is None and not self.frozen]
         gradients += [self.width * self.out_features, self.out_features]
         results = [self.rows * self.out_features]
         return {"forward": results, "backward": gradients, "both": results + gradients}[mode]

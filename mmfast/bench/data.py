@@ -41,14 +41,25 @@ class Data:
 
     @property
     def leaves(self) -> list[Tensor]:
-        """What gradients are wanted of: each distinct input, the weight, the bias."""
+        """What gradients are wanted of: each distinct input if not frozen, the weight, the bias."""
+        return [*([] if self.case.frozen else self._distinct), self.weight, self.bias]
+
+    @property
+    def _distinct(self) -> list[Tensor]:
         shared = zip(self.inputs, self.case.inputs, strict=True)
-        return [*(x for x, spec in shared if spec.same_as is None), self.weight, self.bias]
+        return [x for x, spec in shared if spec.same_as is None]
 
     @property
     def given(self) -> list[Tensor]:
         """Every tensor that exists before a call."""
-        return [*self.leaves, *(x for x in self.index if x is not None), self.joined, self.grad]
+        return [
+            *self._distinct,
+            self.weight,
+            self.bias,
+            *(x for x in self.index if x is not None),
+            self.joined,
+            self.grad,
+        ]
 
 
 def make_data(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Data:
@@ -74,7 +85,7 @@ def make_data(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0
     if case.activation == "relu":
         grad.masked_fill_(F.linear(joined, weight, bias).abs() < KINK, 0)
     data = Data(case, inputs, index, weight, bias, grad, joined)
-    for leaf in (*data.leaves, joined):
+    for leaf in (*data.leaves, *([] if case.frozen else [joined])):
         leaf.requires_grad_()
     return data
 

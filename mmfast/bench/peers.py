@@ -181,7 +181,8 @@ def bind(name: str, data: Data | OperatorData) -> Contender:
     inputs, index, weight, bias = data.inputs, data.index, data.weight, data.bias
     leaves = data.leaves
     if name == "linear":
-        fusion, inputs, leaves = linear(data.case), [data.joined], [data.joined, weight, bias]
+        fusion, inputs = linear(data.case), [data.joined]
+        leaves = [*([] if data.case.frozen else inputs), weight, bias]
     else:
         fusion = PEERS[name](data.case)
     return Contender(lambda: fusion(inputs, weight, bias, index), leaves)

@@ -35,6 +35,19 @@ REAL = (
         512,
         origin="ResNet-50 and BERT-base features joined by a classifier's first layer",
     ),
+    *(
+        Case(
+            f"frozen encoders 2048+768, batch {batch}",
+            _equal(batch, 2048, 768),
+            512,
+            frozen=True,
+            series="frozen encoders 2048+768 -> 512",
+            size=batch,
+            axis="batch",
+            origin="the same behind frozen encoders: gradients of weight and bias alone",
+        )
+        for batch in (16, 256)
+    ),
     Case(
         "three modalities 3x768",
         _equal(8192, 768, 768, 768),

@@ -60,7 +60,7 @@ def concat_linear(
     try:
         if isinstance(inputs, Tensor):  # a tensor can be iterated over: it would pass as its rows
             raise TypeError
-        device = weight.device.type
+        device = "cpu" if weight.is_cpu else weight.device.type  # the latter makes two objects
         if device != "meta" and torch.is_autocast_enabled(device):
             *inputs, weight, bias = autocast(device, [*inputs, weight, bias])  # type: ignore
         if transformed():
@@ -83,8 +83,10 @@ def concat_linear(
             return _concat_linear.ConcatLinearFunction.apply(
                 activation, picked, indexed, weight, bias, *inputs
             )
+        if not indexed:
+            return _concat_linear.plain(inputs, weight, bias, activation)
         return _concat_linear.eager(inputs, weight, bias, picked, indexed, activation, False)[0]
-    except (AttributeError, RuntimeError, TypeError):
+    except (AttributeError, KeyError, RuntimeError, TypeError):
         # Something refused the arguments: say why in the user's terms. Checking only now keeps
         # calls cheap; the kernels check whatever could do harm.
         _concat_linear.check_arguments(inputs, weight, bias, activation, index)

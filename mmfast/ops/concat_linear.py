@@ -21,10 +21,12 @@ _SAVE_OUTPUT = ("relu", "tanh", "sigmoid")
 
 traced = torch.ops.mmfast.concat_linear.default
 eager = torch.ops.mmfast.concat_linear.no_autograd
+_plain = torch.ops.mmfast.concat_linear_plain.default
 backward = torch.ops.mmfast.concat_linear_backward.default
 
 
 Index = Sequence[Tensor | None]
+_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 
 
 def split_index(index: Index, count: int) -> tuple[list[Tensor], list[int]]:
@@ -38,6 +40,15 @@ def split_index(index: Index, count: int) -> tuple[list[Tensor], list[int]]:
     indexed = [i for i, rows in enumerate(index) if rows is not None]
     rows = [index[i] for i in indexed]
     return [x.long() if x.dtype == torch.int32 else x for x in rows], indexed  # type: ignore
+
+
+def plain(inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """The result alone of inputs without an index: `eager` in fewer arguments, which cost.
+
+    Raises:
+        KeyError: the activation is unknown.
+    """
+    return _plain(inputs, weight, bias, _CODES[activation])
 
 
 def check_arguments(
@@ -241,6 +252,17 @@ torch.library.register_fake("mmfast::concat_linear")(_fake)
 torch.library.register_fake("mmfast::concat_linear.no_autograd")(_fake)
 
 
+@torch.library.register_fake("mmfast::concat_linear_plain")
+def _fake_plain(
+    inputs: Sequence[Tensor], weight: Tensor, bias: Tensor | None, activation: int
+) -> Tensor:
+    if not 0 <= activation < len(ACTIVATIONS):
+        raise ValueError(
+            f"activation is {activation}; it must be a position in {', '.join(ACTIVATIONS)}"
+        )
+    return _fake(inputs, weight, bias, [], [], ACTIVATIONS[activation], False)[0]
+
+
 @torch.library.register_fake("mmfast::concat_linear_backward")
 def _fake_backward(
     grad: Tensor,
@@ -276,7 +298,7 @@ def _save(
     indexed: Sequence[int],
     arguments: Sequence[Any],
     needed: Sequence[bool],
-    outputs: Sequence[Tensor],
+    outputs: Sequence[Tensor | None],
 ) -> None:
     """Keep what backward needs: inputs, weight, and a result-sized tensor if one is needed."""
     weight, bias, *inputs = arguments
@@ -286,10 +308,9 @@ def _save(
     ctx.set_materialize_grads(False)
     if activation == "none":
         # The weight's gradient needs the inputs, theirs need the weight; for the rest, shapes do.
-        weight_needed, _, *inputs_needed = needed
-        if not weight_needed:
+        if not needed[0]:
             inputs = [_shape_only(x) for x in inputs]
-        if not any(inputs_needed):
+        if not any(needed[2:]):
             weight = _shape_only(weight)
         ctx.save_for_backward(weight, *index, *inputs)
     else:
@@ -300,8 +321,8 @@ def _save(
 
 
 def _shape_only(x: Tensor) -> Tensor:
-    """A tensor of x's shape, dtype and device that keeps next to no memory, and nothing of x."""
-    return torch.zeros((), dtype=x.dtype, device=x.device).expand(x.shape)
+    """A tensor of x's shape, dtype and device in the memory of one element, and nothing of x."""
+    return torch.empty_strided(x.shape, (0,) * x.dim(), dtype=x.dtype, device=x.device)
 
 
 def _gradients(ctx: Any, grad: Tensor | None, needed: Sequence[bool]) -> list[Tensor | None]:
@@ -320,11 +341,13 @@ def _gradients(ctx: Any, grad: Tensor | None, needed: Sequence[bool]) -> list[Te
         return _differentiable_gradients(grad, inputs, weight, bias, ctx.activation, joined, needed)
     if grad.layout is not torch.strided:
         grad = grad.to_dense()
-    in_order = [*needed[2:], *needed[:2]]  # the operator's order: inputs, weight, bias
+    in_order = (*needed[2:], *needed[:2])  # the operator's order: inputs, weight, bias
     wanted = [position for position, need in enumerate(in_order) if need]
-    found = iter(backward(grad, inputs, weight, saved, index, ctx.indexed, ctx.activation, wanted))
-    *gradients, weight_grad, bias_grad = [next(found) if need else None for need in in_order]
-    return [weight_grad, bias_grad, *gradients]
+    found = backward(grad, inputs, weight, saved, index, ctx.indexed, ctx.activation, wanted)
+    result: list[Tensor | None] = [None] * len(needed)
+    for position, gradient in zip(wanted, found, strict=True):
+        result[(position + 2) % len(needed)] = gradient
+    return result
 
 
 def decomposed(
@@ -403,7 +426,10 @@ class ConcatLinearFunction(torch.autograd.Function):
         bias: Tensor | None,
         *inputs: Tensor,
     ) -> Tensor:
-        outputs = eager(inputs, weight, bias, index, indexed, activation, True)
+        if indexed or activation not in ("none", *_SAVE_OUTPUT):
+            outputs = eager(inputs, weight, bias, index, indexed, activation, True)
+        else:
+            outputs = plain(inputs, weight, bias, activation), None
         arguments = (weight, bias, *inputs)
         _save(ctx, activation, index, indexed, arguments, ctx.needs_input_grad[3:], outputs)
         return outputs[0]

@@ -12,6 +12,7 @@ from mmfast.bench.data import join, make_data
 GRAPH = Case("graph", shapes.graph(10, 40, 8, 3), 5)
 TOKENS = Case("tokens", (Input((2, 6, 4)), Input((2, 1, 7))), 3, "relu")
 PAIR = Case("pair", (Input((4, 2)), Input((4, 3))), 6)
+FROZEN = Case("frozen", PAIR.inputs, 6, frozen=True)
 
 
 def test_what_a_case_says():
@@ -32,6 +33,20 @@ def test_moved_bytes_count_each_tensor_once():
     assert GRAPH.moved_bytes(4, "both") == forward + backward
     assert PAIR.flops("forward") == 2 * 4 * 5 * 6
     assert PAIR.flops("both") == 3 * PAIR.flops("forward")
+
+
+def test_frozen_inputs_have_no_gradients():
+    inputs, weight, bias, result = 4 * 5, 5 * 6, 6, 4 * 6
+    forward, backward = inputs + weight + bias + result, result + inputs + weight + bias
+    assert FROZEN.moved_bytes(4, "forward") == 4 * forward == PAIR.moved_bytes(4, "forward")
+    assert FROZEN.moved_bytes(4, "backward") == 4 * backward
+    assert FROZEN.moved_bytes(4, "both") == 4 * (forward + backward)
+    assert FROZEN.flops("both") == 2 * FROZEN.flops("forward") == 2 * PAIR.flops("forward")
+    assert FROZEN.written("both") == [result, weight, bias]
+    data = make_data(FROZEN, torch.float32)
+    assert [x.shape for x in data.leaves] == [(6, 5), (6,)]
+    assert not any(x.requires_grad for x in (*data.inputs, data.joined))
+    assert len(data.given) == 6  # two inputs, weight, bias, the concatenation, the gradient
 
 
 @pytest.mark.parametrize("case", [PAIR, TOKENS, GRAPH], ids=lambda case: case.name)

@@ -48,6 +48,7 @@ def gpu(request):
     library = ctypes.CDLL(str(cuda_on_host.BUILD / "mmfast_on_host.so"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(concat_linear, "eager", ops.concat_linear.no_autograd)
+        patch.setattr(concat_linear, "_plain", ops.concat_linear_plain.default)
         patch.setattr(concat_linear, "backward", ops.concat_linear_backward.default)
         library.mmfast_pretend_gpu(*GPUS[request.param])
         yield request.param

@@ -124,7 +124,12 @@ def test_a_multilabel_label_that_training_has_not_seen():
         (["1", "inf"], "regression", {}, "the target in column 'label' is 'inf'"),
         (["2", "2"], "regression", {"standardize": True}, "all training targets .* are 2"),
         (["", ""], "multilabel", {}, "has 0 classes in the training split"),
-        (["sea", ""], "multilabel", {}, "1 classes .* at least 2; for one label .* the type binary"),
+        (
+            ["sea", ""],
+            "multilabel",
+            {},
+            "1 classes .* at least 2; for one label .* the type binary",
+        ),
     ],
 )
 def test_labels_that_do_not_fit(cells, kind, options, message):

@@ -125,6 +125,20 @@ def test_operator_guards_itself(arguments, message):
     """Called past the Python function, the kernel must refuse too, and never crash."""
     with pytest.raises(RuntimeError, match=message):
         torch.ops.mmfast.concat_linear.default(*arguments)
+    if "activation" not in message:
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.mmfast.concat_linear_plain.default(*arguments[:3], 0)
+
+
+@pytest.mark.parametrize("activation", [-1, len(ACTIVATIONS)])
+@pytest.mark.cpu_only
+def test_plain_operator_guards_its_activation(activation):
+    with pytest.raises(RuntimeError, match=f"activation is {activation}; it must be a position"):
+        torch.ops.mmfast.concat_linear_plain.default([X, Y], W, B, activation)
+    with pytest.raises(ValueError, match=f"activation is {activation}; it must be a position"):
+        torch.ops.mmfast.concat_linear_plain.default(
+            [X.to("meta"), Y.to("meta")], W.to("meta"), None, activation
+        )
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,15 @@ CALLS: dict[str, Call] = {
         for name in OPERATORS
         for overload in ("default", "no_autograd", "backward")
     },
+    "bad ops.concat_linear_plain": Call(
+        OPS.concat_linear_plain.default,
+        lambda t: {
+            "inputs": [t(7, 3), t(7, 2)],
+            "weight": t(6, 5),
+            "bias": t(6),
+            "activation": 2,
+        },
+    ),
     "bad ops.merge_attention": Call(
         OPS.merge_attention.default,
         lambda t: {"outputs": [t(2, 2, 3, 4), t(2, 2, 3, 4)], "lses": [t(2, 2, 3), t(2, 2, 3)]},

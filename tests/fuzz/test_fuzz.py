@@ -39,7 +39,9 @@ def test_wrong_calls():
     assert sum(x["exact"] for x in found) > len(bad.NAMES)  # calls that were tried
 
 
-@pytest.mark.parametrize("check", [sizes.far_strides, sizes.many_inputs], ids=str)
+@pytest.mark.parametrize(
+    "check", [sizes.far_strides, sizes.many_inputs], ids=lambda check: check.__name__
+)
 def test_sizes(check):
     check()
 

@@ -334,6 +334,17 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.cpu_only
+def test_a_weight_of_no_interest_is_not_read():
+    """Without an input's gradient the weight is a shape: of 2^42 elements here, not copied."""
+    x, grad = torch.ones(1, 2**20), torch.ones(1, 2**22)
+    weight = torch.empty_strided((2**22, 2**20), (0, 0))
+    (bias_grad,) = torch.ops.mmfast.concat_linear_backward.default(
+        grad, [x], weight, weight, [], [], "none", [2]
+    )
+    assert torch.equal(bias_grad, grad[0])
+
+
 @pytest.mark.parametrize("case", ["tiny", "two wide"])
 @pytest.mark.parametrize("needed", [(1, 0, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (0, 1, 0, 1)])
 def test_only_needed_gradients(case, needed):
@@ -561,6 +572,19 @@ def test_opcheck(shapes, activation, dtype, grad):
         torch.ops.mmfast.concat_linear.no_autograd,
         ([x.detach() for x in inputs], weight.detach(), None, [], [], activation, grad),
     )
+
+
+@pytest.mark.parametrize("code", range(len(ACTIVATIONS)), ids=ACTIVATIONS)
+def test_plain_operator(code):
+    """The operator of few arguments is the other one, and knows activations by their place."""
+    inputs, weight, bias, _ = draw([(2, 1, 3), (1, 4, 2)], 6, torch.float32)
+    arguments = (inputs, weight, bias)
+    torch.library.opcheck(torch.ops.mmfast.concat_linear_plain.default, (*arguments, code))
+    expected, _ = torch.ops.mmfast.concat_linear.default(
+        *arguments, [], [], ACTIVATIONS[code], False
+    )
+    found = torch.ops.mmfast.concat_linear_plain.default(*arguments, code)
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
