@@ -10,6 +10,9 @@ from torch.utils import _pytree as pytree
 
 import mmfast
 
+# By their names in a profile.
+OPERATORS = ("mmfast::concat_linear", "mmfast::concat_linear_plain", "mmfast::weighted_sum")
+
 
 def values(model: nn.Module, *args: Any, **kwargs: Any) -> tuple[list[Tensor], list[Tensor]]:
     """Floating results of a model and, of the sum of their squares, every parameter's gradient."""
@@ -82,5 +85,5 @@ def is_fused(model: nn.Module, *args: Any, **kwargs: Any) -> int:
     return sum(
         event.count
         for event in profile.key_averages()
-        if event.key in ("mmfast::concat_linear", "mmfast::weighted_sum")
+        if event.key in OPERATORS
     )
