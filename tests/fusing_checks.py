@@ -82,8 +82,4 @@ def is_fused(model: nn.Module, *args: Any, **kwargs: Any) -> int:
     """How often mmfast's operators ran in one call of the model."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         model(*args, **kwargs)
-    return sum(
-        event.count
-        for event in profile.key_averages()
-        if event.key in OPERATORS
-    )
+    return sum(event.count for event in profile.key_averages() if event.key in OPERATORS)
