@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mmfast.functional.common import any_requires_grad, autocast, transformed
 from mmfast.ops import concat_linear as _concat_linear
+from mmfast.ops import concat_linear_flops  # noqa: F401  registers what calls count as
 from mmfast.ops import concat_linear_plan as _concat_linear_plan
 
 
