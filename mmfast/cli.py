@@ -41,21 +41,29 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit status, 2 for a wrong call."""
     try:
-        status = _run(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        if not _reader_is_gone():
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            if sys.stdout is not None:  # as it is where it was closed
+                sys.stdout.flush()
+    except BrokenPipeError as error:
+        if _reader_is_gone():
+            # What Python still holds goes nowhere, in silence.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        elif os.environ.get("MMFAST_TRACEBACK") == "1":
             raise
-        # What Python still holds goes nowhere, in silence.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        else:
+            print(f"mmfast: {error}", file=sys.stderr)
         return 1
-    return status
 
 
 def _reader_is_gone() -> bool:
     """Whether standard output is a pipe that nobody reads any more, as behind ``| head``."""
     poll = select.poll()
-    poll.register(sys.stdout, 0)
+    try:
+        poll.register(sys.stdout, 0)
+    except (AttributeError, OSError, ValueError):  # no file
+        return False
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 

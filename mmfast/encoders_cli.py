@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return run(arguments)
-    except BrokenPipeError:  # mmfast.cli knows whose
+    except BrokenPipeError:  # mmfast.cli looks whether the reader has gone
         raise
     except (OSError, PluginLoadError, TypeError, ValueError) as error:
         print(f"mmfast encoders: {error}", file=sys.stderr)

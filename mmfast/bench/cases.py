@@ -106,10 +106,10 @@ class Case:
         results = {"forward": 1, "backward": 1, "both": 2}[mode]
         index = sum(prod(x.index) for x in self.inputs if x.index is not None)
         passes = 2 if mode == "both" else 1
-        kept = 0
+        spared = 0
         if self.frozen and mode != "forward":  # backward: no input's gradient, no weight
-            kept = n["inputs"] + n["parameters"]
-        return itemsize * (times * given + results * n["result"] - kept) + 8 * passes * index
+            spared = n["inputs"] + n["parameters"]
+        return itemsize * (times * given + results * n["result"] - spared) + 8 * passes * index
 
     def needed_bytes(self, itemsize: int, mode: str) -> int:
         """Estimate of the memory that measuring ``mode`` takes, all peers' data together."""

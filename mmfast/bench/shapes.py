@@ -44,7 +44,7 @@ REAL = (
             series="frozen encoders 2048+768 -> 512",
             size=batch,
             axis="batch",
-            origin="the same behind frozen encoders: gradients of weight and bias alone",
+            origin="features of frozen ResNet-50 and BERT-base: gradients of weight, bias alone",
         )
         for batch in (16, 256)
     ),

@@ -1,8 +1,9 @@
 """``concat_linear`` as PyTorch sees it: argument checks, fake kernel, autograd formula.
 
 Two ways lead to the same kernels. Under ``torch.compile`` and ``torch.export`` the registered
-operator is traced, with its registered autograd formula. In eager mode
-:class:`ConcatLinearFunction` calls the overload without one, for a third of the cost per call.
+operator is traced, with its registered autograd formula. Eager mode calls operators that have none,
+for a third of the cost per call, and with gradients does so in :class:`ConcatLinearFunction`:
+:func:`plain` where the result is all that is wanted, else ``eager``.
 """
 
 from collections.abc import Sequence
@@ -322,7 +323,8 @@ def _save(
 
 def _shape_only(x: Tensor) -> Tensor:
     """A tensor of x's shape, dtype and device in the memory of one element, and nothing of x."""
-    return torch.empty_strided(x.shape, (0,) * x.dim(), dtype=x.dtype, device=x.device)
+    # Expanded, and not made by empty_strided: deterministic mode fills what is new, every element.
+    return torch.empty((), dtype=x.dtype, device=x.device).expand(x.shape)
 
 
 def _gradients(ctx: Any, grad: Tensor | None, needed: Sequence[bool]) -> list[Tensor | None]:

@@ -1,7 +1,9 @@
 """What ``concat_linear`` counts as under ``torch.utils.flop_counter.FlopCounterMode``.
 
-The products that are computed, as of PyTorch's own layers: an input that broadcasts, or that an
-index picks from, is multiplied once per row that it has. Bias and activation do not count.
+The products that are computed, as of PyTorch's own layers: an input that broadcasts is multiplied
+once per row that it has, one that an index picks from too, unless the index has fewer than twice as
+many entries: then once per entry. The counter sees shapes, so what ``expand`` repeats counts in
+full. Bias and activation do not count.
 """
 
 from collections.abc import Sequence
@@ -20,8 +22,10 @@ def _products(
     inputs: Sequence[Shape], weight: Shape, index: Sequence[Shape], indexed: Sequence[int]
 ) -> list[int]:
     """Of each input with its part of the weight."""
-    entries = {i: prod(shape) for i, shape in zip(indexed, index, strict=True)}
-    rows = [min(prod(x[:-1]), entries.get(i, prod(x[:-1]))) for i, x in enumerate(inputs)]
+    rows = [prod(x[:-1]) for x in inputs]
+    for i, shape in zip(indexed, index, strict=True):
+        if rows[i] > prod(shape) // 2:  # Source::gathered_first of csrc/cpu/concat_linear_source.h
+            rows[i] = prod(shape)
     return [2 * m * x[-1] * weight[0] for m, x in zip(rows, inputs, strict=True)]
 
 

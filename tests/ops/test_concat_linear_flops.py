@@ -46,7 +46,7 @@ def test_rows_that_repeat_count_once(tensors):
     assert count(lambda: concat_linear([x, one], weight, bias), one) == forward + 2 * OUT * 4
 
 
-@pytest.mark.parametrize(("nodes", "multiplied"), [(4, 4), (100, ROWS)])
+@pytest.mark.parametrize(("nodes", "multiplied"), [(4, 4), (6, 6), (7, ROWS), (100, ROWS)])
 def test_rows_that_an_index_picks(tensors, nodes, multiplied):
     x, _, weight, bias = tensors
     table, picked = torch.randn(nodes, 4), torch.randint(nodes, (ROWS,))

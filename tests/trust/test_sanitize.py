@@ -36,6 +36,17 @@ OVERFLOW = """=================================================================
 READ of size 4 at 0x602 thread T0
     #0 memcpy (libasan.so.8+0x4d10e)
 """
+DEADLOCK = """==================
+WARNING: ThreadSanitizer: lock-order-inversion (potential deadlock) (pid=1)
+  Cycle in lock order graph: M1 (0x7b10) => M2 (0x7b20) => M1
+
+  Mutex M2 acquired here while holding mutex M1 in main thread:
+    #0 pthread_mutex_lock (libtsan.so+0x1)
+    #1 {holder}
+
+SUMMARY: ThreadSanitizer: lock-order-inversion (potential deadlock)
+==================
+"""
 DIES = "==1==ThreadSanitizer: starting new threads after multi-threaded fork is not supported.\n"
 
 
@@ -54,6 +65,8 @@ def sanitize(monkeypatch):
         (TORCHS_RACE + "ThreadSanitizer: reported 1 warnings\n", 0),
         (TORCHS_RACE + OWN_RACE + TORCHS_RACE + "ThreadSanitizer: reported 3 warnings\n", 1),
         (OWN_RACE + OWN_RACE, 2),
+        (DEADLOCK.format(holder="mmfast::facts (_C.cpython-311.so+0x1)"), 1),
+        (DEADLOCK.format(holder="c10::free (libc10.so+0x1)"), 0),
         (DIES, 1),
         (OVERFLOW, 1),
         (LEAK.format(leaking="THPVariable (libtorch_python.so+0x1)"), 0),

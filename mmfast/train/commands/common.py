@@ -30,7 +30,7 @@ def told(command: str, body: Callable[[], int]) -> int:
         return 0
     try:
         return body()
-    except BrokenPipeError:  # mmfast.cli knows whose
+    except BrokenPipeError:  # mmfast.cli looks whether the reader has gone
         raise
     except (*_TOLD, PluginLoadError) as error:
         if os.environ.get("MMFAST_TRACEBACK") == "1":
