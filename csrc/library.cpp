@@ -26,8 +26,8 @@ STABLE_TORCH_LIBRARY(mmfast, m) {
   m.def(
       "concat_linear.no_autograd(Tensor[] inputs, Tensor weight, Tensor? bias, Tensor[] index, "
       "int[] indexed, str activation, bool training) -> (Tensor, Tensor)");
-  // Where nothing is indexed and the result is all that is wanted: the three arguments left out took
-  // a quarter of a small call. Without an autograd formula. `activation` counts from 0 in
+  // Where nothing is indexed and the result is all that is wanted: the three arguments left out
+  // took a quarter of a small call. Without an autograd formula. `activation` counts from 0 in
   // csrc/activation.h.
   m.def(
       "concat_linear_plain(Tensor[] inputs, Tensor weight, Tensor? bias, int activation) -> "
