@@ -18,6 +18,7 @@ pytest.register_assert_rewrite("ops.test_concat_linear", "ops.test_concat_linear
 from ops.test_concat_linear import (  # noqa: E402, F401
     check_numbers,
     test_16_bit_gradients_are_summed_in_float32,
+    test_a_weight_of_no_interest_is_not_read,
     test_activations,
     test_bfloat16_error_does_not_grow_with_the_inputs,
     test_deterministic,
